@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train.core.wording import located
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lib_lora_train"
 PAGE = ROOT / "docs" / "errors.md"
@@ -253,8 +255,8 @@ def error_page() -> str:
 
 
 def _line(message: Message) -> str:
-    where = f"{message.where}: " if message.where == UNKNOWN else f"`{message.where}`: " if message.where else ""
-    return f"- {where}{_escaped(message.text)} *({message.error})*"
+    where = f"`{message.where}`" if message.where not in ("", UNKNOWN) else message.where
+    return f"- {located(where, _escaped(message.text))} *({message.error})*"
 
 
 def _escaped(text: str) -> str:

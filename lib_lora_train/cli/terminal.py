@@ -36,7 +36,7 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.core.measures import measure_title
 from lib_lora_train.core.progress import Eta, format_clock
-from lib_lora_train.core.wording import count, fixed, percent
+from lib_lora_train.core.wording import count, fixed, located, percent
 
 _METER = "{desc:<24}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 _LOSS_STEPS = 50  # the mean over these steps is shown, because the loss of one step is mostly noise
@@ -157,7 +157,7 @@ def describe(event: Event) -> str:
     if isinstance(event, GridDrawn):
         return f"Grid: {event.path}"
     if isinstance(event, Noted):
-        return f"{event.level}: {event.where}: {event.message}" if event.where else f"{event.level}: {event.message}"
+        return f"{event.level}: {located(event.where, event.message)}"
     if isinstance(event, StateChanged):
         return event.message
     return ""

@@ -33,8 +33,8 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
         try:
             arguments[name] = _parse_literal(raw)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            reason = "has no value" if not raw else f"{raw!r} is not a number, a tuple, True, False or None"
-            problems.append(_problem(f"{name}: {reason}."))
+            reason = "has no value" if not raw else f"is {raw!r}, which is not a number, a tuple, True, False or None"
+            problems.append(_problem(f"{name} {reason}."))
     if problems:
         raise ConfigError(problems)
     return arguments

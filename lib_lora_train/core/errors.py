@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lib_lora_train.core.wording import count, without_name
+from lib_lora_train.core.wording import count, located, without_name
 
 Level = Literal["error", "warning", "hint"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -55,7 +55,7 @@ class Problem:
         object.__setattr__(self, "message", without_name(self.message, self.where))
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        return located(self.where, self.message)
 
 
 class LoraTrainError(Exception):

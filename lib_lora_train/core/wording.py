@@ -50,6 +50,22 @@ def without_name(sentence: str, where: str) -> str:
     return sentence[match.end() :] if match else sentence
 
 
+_CONTINUES = re.compile(
+    r"(-?\d[\d.,]*(e-?\d+)? )?(is|was|has|does|do|cannot|must|needs|uses|falls|takes|gives|contains|keeps|includes|ignores|"
+    r"deletes|differs|mirrors|saves|adds|weights|stops|with|and) "
+)
+"""How a message begins that continues the name, or the name and its value, before it."""
+
+
+def located(where: str, message: str) -> str:
+    """The message after the name that it is about, with a colon between them unless it continues the name.
+
+    `rank is high.`, `rank 300 is high.`, `rank: The file has none.`; the message alone if `where` is "".
+    """
+    joint = " " if _CONTINUES.match(message) else ": "
+    return f"{where}{joint}{message}" if where else message
+
+
 def number_text(value: float) -> str:
     """0.0001 → `1e-4`, 0.05 → `0.05`, 16.0 → `16`."""
     if value == 0 or abs(value) >= 1e-3:

@@ -67,8 +67,8 @@ def _check_max_steps(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
 def _check_warmup(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     if config.warmup >= 1 and config.warmup >= plan.total_steps:
         text = (
-            f"the warm-up takes {count(config.warmup, 'step')}, and the run {count(plan.total_steps, 'step')}: the "
-            "full learning rate is never reached. Use a fraction of the run instead, such as 0.05."
+            f"takes {count(config.warmup, 'step')}, and the run {count(plan.total_steps, 'step')}: the full learning "
+            "rate is never reached. Use a fraction of the run instead, such as 0.05."
         )
         yield Problem("warning", "warmup", text)
 
@@ -77,7 +77,7 @@ def _check_decay(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     warmup, decay = (duration_in_steps(duration, plan.total_steps) for duration in (config.warmup, config.lr_decay))
     if config.lr_schedule == "warmup_stable_decay" and config.lr_decay >= 1 and warmup + decay > plan.total_steps:
         text = (
-            f"the warm-up takes {count(warmup, 'step')} and the decay {count(decay, 'step')}, but the run has only "
+            f"takes {count(decay, 'step')} and the warm-up {count(warmup, 'step')}, but the run has only "
             f"{count(plan.total_steps, 'step')}: the decay is shortened and no step has the full learning rate. Use "
             "a fraction of the run instead, such as 0.1."
         )
@@ -95,7 +95,7 @@ def _check_shares(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
     if samples[most] > _MAX_IMBALANCE * samples[least]:
         text = (
             f"{concepts[most].name} has {count(samples[most], 'sample')} per epoch, {concepts[least].name} only "
-            f"{samples[least]}: the first is learnt long before the second. Balanced repeats even this out."
+            f"{samples[least]}, so the first is learnt long before the second. Balanced repeats even this out."
         )
         yield Problem("hint", "balance_repeats", text)
 
@@ -182,9 +182,8 @@ def _check_regularisation(plan: Plan) -> Iterator[Problem]:
     if never:
         sizes = ", ".join(f"{b.width}×{b.height}" for b in never)
         text = (
-            f"the regularisation images in the buckets {sizes} are never used: {count(quota, 'sample')} per epoch "
-            "is too little "
-            "for all buckets."
+            f"the regularisation images in the buckets {sizes} are never used, as {count(quota, 'sample')} per epoch "
+            "are too few for all buckets."
         )
         yield Problem("warning", "regularisation", text)
 

@@ -61,7 +61,7 @@ def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
 def _odd_sides(even: int, title: str, step: int) -> Iterator[Problem]:
     """Sides that the UNet rounds when it halves them."""
     if step % even and not step % LATENT_CELL_PX:
-        text = f"{step} is not a multiple of {even}: {title} halves the latent again and again, and rounds odd sides. "
+        text = f"{step} is not a multiple of {even}. {title} halves the latent again and again, and rounds odd sides. "
         yield Problem("warning", "bucket_step", f"{text}Set it to {even}.", (("bucket_step", even),))
 
 
@@ -78,5 +78,5 @@ def _sizes(step: int, title: str, config: TrainConfig) -> Iterator[Problem]:
         return
     for prompt in prompts:
         if prompt.width % step or prompt.height % step:
-            text = f"{prompt.width} × {prompt.height} px cannot be drawn with {title}: use multiples of {step}."
+            text = f"{prompt.width} × {prompt.height} px cannot be drawn with {title}. Use multiples of {step}."
             yield Problem("error", "sample_prompts", text)

@@ -40,7 +40,7 @@ def report_resume(run: RunContext, state: TrainState) -> Iterator[Event]:
         return
     end = duration_in_steps(run.config.stop_text_encoder, run.plan.total_steps)
     if run.config.train_text_encoder and 0 < run.config.stop_text_encoder < 1 and end > state.step:
-        text = f"{run.config.stop_text_encoder:g} now refers to the new length: text encoders train until step {end}"
+        text = f"{run.config.stop_text_encoder:g} now refers to the new length, so text encoders train until step {end}"
         yield Noted("hint", "stop_text_encoder", f"{text}. To keep them frozen, start a new run from the LoRA file.")
     if run.config.lr_schedule in _LENGTH_INDEPENDENT:
         return

@@ -251,7 +251,7 @@ def report_notices(run: RunContext) -> Iterator[Event]:
             text = f"this model lacks {count(len(others), 'key or layer', 'keys or layers')} of the file: {shown}."
             yield Noted("warning", "continue_from", text)
     if run.adapter.skipped:
-        message = f"{count(len(run.adapter.skipped), 'layer')} cannot have this LoRA type: no training there."
+        message = f"{count(len(run.adapter.skipped), 'layer')} cannot have this LoRA type and are not trained."
         yield Noted("warning", "targets", message)
 
 

@@ -78,7 +78,7 @@ def test_check_fails_for_settings_with_an_unknown_key_and_says_so_in_its_help(
     (folder / "a.toml").write_text('rankk = 8\nlr_schedule = "cosin"\n[[concepts]]\nfolder = "a"', encoding="utf-8")
     assert main(["check", "a.toml"]) == 2
     shown = capsys.readouterr().out
-    assert "error: rankk: is not a setting. Did you mean 'rank'?\n" in shown
+    assert "error: rankk is not a setting. Did you mean 'rank'?\n" in shown
     assert "Did you mean 'cosine'?\n" in shown and "can be used" not in shown
     (folder / "a.toml").write_text('rank = 8\n[[concepts]]\nfolder = "a"', encoding="utf-8")
     assert main(["check", "a.toml"]) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.events import Noted
-from lib_lora_train.core.wording import as_sentence, did_you_mean, fixed, percent, without_name
+from lib_lora_train.core.wording import as_sentence, did_you_mean, fixed, located, percent, without_name
 from lib_lora_train.core.writable import failed_write_advice
 
 _OTHER = "Check that the folder exists and can be written"
@@ -79,3 +79,19 @@ def test_the_most_similar_name_is_suggested_whatever_its_case(name: str, hint: s
 
 def test_a_text_becomes_one_sentence() -> None:
     assert [as_sentence(text) for text in ("no", "no.", "no?")] == ["no.", "no.", "no?"]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("is high.", "rank is high."),
+        ("300 is high.", "rank 300 is high."),
+        ("1e-05 with Prodigy is low.", "rank 1e-05 with Prodigy is low."),
+        ("3 of 4 layers have one.", "rank: 3 of 4 layers have one."),
+        ("'x' is not a number.", "rank: 'x' is not a number."),
+        ("The file has none.", "rank: The file has none."),
+    ],
+)
+def test_a_message_that_continues_the_name_has_no_colon_before_it(message: str, sentence: str) -> None:
+    assert str(Problem("error", "rank", message)) == sentence
+    assert located("", message) == message

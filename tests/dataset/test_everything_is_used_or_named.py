@@ -210,7 +210,7 @@ def test_a_sub_folder_without_permission_is_named(ordinary_folder: Path) -> None
     _image(ordinary_folder / "1.png")
     _image(ordinary_folder / "10_x" / "2.png")
     (ordinary_folder / "10_x").chmod(0)
-    assert f"{ordinary_folder / '10_x'}: cannot be read: Permission denied." in _messages(_scan(ordinary_folder))
+    assert f"{ordinary_folder / '10_x'} cannot be read: Permission denied." in _messages(_scan(ordinary_folder))
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])

@@ -201,7 +201,7 @@ def test_unsupported_image_formats_are_reported(tmp_path: Path) -> None:
 def test_the_same_image_under_two_names_is_reported(tmp_path: Path) -> None:
     _image(tmp_path / "1.png", colour="same")
     _image(tmp_path / "2.png", colour="same")
-    assert "2.png: is the same image as" in _messages(_scan(Concept(str(tmp_path))))
+    assert "2.png is the same image as" in _messages(_scan(Concept(str(tmp_path))))
 
 
 def test_the_work_of_a_scan_is_linear_in_the_images(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_caption_that_is_not_utf8_is_used_and_reported(tmp_path: Path) -> None
     _image(tmp_path / "1.png").with_suffix(".txt").write_bytes(b"K\xe4fer")
     dataset = _scan(Concept(str(tmp_path)))
     assert _captions(dataset) == ["Käfer"]
-    assert "1.txt: is not UTF-8" in _messages(dataset)
+    assert "1.txt is not UTF-8" in _messages(dataset)
 
 
 # --- names --------------------------------------------------------------------------------------

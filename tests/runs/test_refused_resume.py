@@ -93,7 +93,7 @@ def test_refusal_names_every_file_up_to_five_and_counts_the_rest(setup: RunSetup
 
 def test_other_differences_are_not_blamed_on_a_file(setup: RunSetup) -> None:
     message = refusal(setup._replace(config=setup.config.replace(batch_size=2)))
-    assert "batch_size: was 1" in message and ".png" not in message
+    assert "batch_size was 1" in message and ".png" not in message
 
 
 def test_unchanged_images_are_resumed(setup: RunSetup) -> None:

@@ -64,7 +64,7 @@ def _limits(config: TrainConfig) -> Iterator[Problem]:
     if family == "glora" and _has_convolutions(config):
         yield warning_at("targets", "includes convolutions, but webuis read glora on linear layers only.")
     if family == "full":
-        text = "full trains and saves all weights of these layers: gigabytes on disk, and four times that in memory."
+        text = "full trains and saves all weights of these layers, gigabytes on disk and four times that in memory."
         yield warning_at("family", f"{text} A LoRA, or lokr with full_matrix, is nearly as good in most cases.")
 
 

@@ -123,7 +123,7 @@ def _custom(config: TrainConfig) -> Iterator[Problem]:
 def _argument(name: str, value: object, kind: OptimizerInfo, optimizer: str) -> Iterator[Problem]:
     """Checks one optimiser argument. Those of custom optimisers are checked by their class."""
     if name == "lr":
-        yield error_at("optimizer_args", "lr is not allowed here: use learning_rate, unet_lr and text_encoder_lr.")
+        yield error_at("optimizer_args", "lr is not allowed here. Use learning_rate, unet_lr and text_encoder_lr.")
         return
     if not kind.arguments:
         return
@@ -166,9 +166,7 @@ def _estimated_rates(config: TrainConfig, arguments: Mapping[str, object]) -> It
         text = f"with {name}: its estimate starts tiny and grows, which is already a warm-up. 0 is usual."
         yield hint_at("warmup", text)
     if config.lr_schedule == "cosine_with_restarts":
-        text = (
-            f"cosine_with_restarts with {name}: its estimate never decreases, so each restart takes the largest steps."
-        )
+        text = f"cosine_with_restarts takes the largest steps after each restart, as {name}'s estimate never decreases."
         yield warning_at("lr_schedule", f"{text} cosine or constant are usual.")
     for where in ("loraplus_unet_ratio", "loraplus_text_encoder_ratio"):
         if getattr(config, where) not in (0, 1):
@@ -239,8 +237,8 @@ def _adafactor(config: TrainConfig, arguments: Mapping[str, object]) -> Iterator
 def _averages(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
     if kind.schedule_free and config.lr_schedule not in _CONSTANT_SCHEDULES:
         text = (
-            f"{config.lr_schedule} with {config.optimizer}: it averages the weights instead of lowering the learning "
-            "rate. With both, learning stops too soon. Use constant."
+            f"{config.lr_schedule} lowers the learning rate, and {config.optimizer} averages the weights instead. With "
+            "both, learning stops too soon. Use constant."
         )
         yield warning_at("lr_schedule", text)
     if kind.schedule_free and config.ema_decay:

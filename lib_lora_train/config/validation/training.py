@@ -54,7 +54,7 @@ def _schedule(config: TrainConfig) -> Iterator[Problem]:
             "lr_schedule", "constant_with_warmup without warmup is the same as constant. A warmup of 0.05 is usual."
         )
     if kind == "cosine_with_restarts" and config.lr_cycles == 1:
-        yield hint_at("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts: it is the same as cosine.")
+        yield hint_at("lr_schedule", "cosine_with_restarts with lr_cycles 1 never restarts; it equals cosine.")
     if kind == "inverse_sqrt" and not config.warmup and config.lr_timescale is None:
         text = "is empty and there is no warm-up, so it is 10,000: in shorter runs the rate hardly changes."
         yield hint_at("lr_timescale", text)
@@ -76,7 +76,7 @@ def _schedule_values(config: TrainConfig) -> Iterator[Problem]:
         yield warning_at("lr_decay", text)
     if config.warmup < 1 and config.lr_decay < 1 and config.warmup + config.lr_decay > 1:
         text = (
-            f"{config.lr_decay:g} and warmup {config.warmup:g} exceed the run: the decay is shortened, and no step "
+            f"{config.lr_decay:g} and warmup {config.warmup:g} exceed the run, so the decay is shortened, and no step "
             "has the full learning rate. 0.1 to 0.2 is usual."
         )
         yield warning_at("lr_decay", text)
@@ -193,8 +193,8 @@ def _preservation(config: TrainConfig) -> Iterator[Problem]:
     own = [concept for concept in config.concepts if not concept.is_regularisation]
     if kind == "class" and not all(concept.trigger.strip() for concept in own):
         text = (
-            "class replaces the trigger in the captions, but not every folder has one: the same captions would be both "
-            "learnt and kept. Set the triggers, or use empty or prompts."
+            "class replaces the trigger in the captions, but not every folder has one, so the same captions would be "
+            "both learnt and kept. Set the triggers, or use empty or prompts."
         )
         yield error_at("prior_preservation", text)
     elif kind == "class" and not all(concept.class_word.strip() for concept in own):

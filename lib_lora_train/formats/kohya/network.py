@@ -241,7 +241,7 @@ def _import_ranks(state: ImportState, kind: NetworkKind) -> None:
         state.set_parameter(PARAMETERS["alpha"], "network_alpha", number * shrunk if number and shrunk < 1 else alpha)
     scale = (state.values.get("alpha") or rank) / rank
     if kind.family == "glora" and scale != 1:
-        text = f"has no alpha here: updates are scaled by 1, and not by {scale:.3g} as in the file. Use a lower rate."
+        text = f"has no alpha here, so updates are scaled by 1, not by {scale:.3g} as in the file. Use a lower rate."
         state.warn("family", f"glora {text}")
     _block_alphas(state)
 
