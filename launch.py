@@ -42,7 +42,7 @@ commands
   resize FILE          write it with a lower rank [--rank N] [--conv-rank N] [--sv-ratio|--sv-cumulative|--sv-fro X]
   extract BASE TUNED   write the difference of two checkpoints as a LoRA [the options of resize] [--targets all]
   merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
-                       [--to lora|diff] [--ckpt FILE] [--out FILE]
+                       [--to lora|diff] [--method sum|ties|dare|…] [--ckpt FILE] [--out FILE]
   grid RUN             draw all epochs of a past run in one image [--strengths "0.6, 1"] [--triggers] [--sampler NAME]
   advise RUN           find the best epoch of a past run and its strength
   heatmap IMAGE        show where each word of its prompt acts [--words WORD ...] [--lora FILE] [--prompt TEXT]

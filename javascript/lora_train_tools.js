@@ -109,6 +109,33 @@
             ...ranks.elements, make("div", { className: "lt-adders" }, extract), output);
     }
 
+    const METHODS = [
+        ["sum", "sum", "Everything of all files, as if they were used together in a prompt."],
+        ["ties", "TIES", "For files that contradict each other: small values go, and each weight follows the stronger sign."],
+        ["dare", "DARE", "For files that crowd each other: values are dropped at random, and the rest is made larger."],
+        ["dare_ties", "DARE and TIES", "Drops at random as DARE, then each weight follows the stronger sign."],
+        ["della", "DELLA", "As DARE and TIES, but small values are dropped more often than large ones."],
+    ];
+
+    /** The fields of a way to merge: `elements`, and `values()` for a request. */
+    function methodFields(to) {
+        const method = make("select", {}, ...METHODS.map(([value, text]) => make("option", { value }, text)));
+        const purpose = make("p", { className: "lt-faint" }, METHODS[0][2]);
+        const [density, seed] = [box("0.5", "0.5"), box("0", "0")];
+        const more = make("div", { className: "lt-card-fields", hidden: true },
+            field("Density", density, "The share of each file's values that is kept; 0.3 to 0.7 is usual"),
+            field("Seed", seed, "Of the values that DARE and DELLA drop"));
+        method.onchange = () => {
+            purpose.textContent = METHODS.find(([value]) => value === method.value)[2];
+            more.hidden = method.value === "sum";
+            if (!more.hidden && to.value === "lora") to.value = "rank";
+        };
+        return {
+            elements: [field("How", method, "What is done where the files change the same weights"), purpose, more],
+            values: () => ({ method: method.value, density: density.value, seed: seed.value }),
+        };
+    }
+
     function build(container) {
         const file = box("", "/path/to/lora.safetensors");
         const pick = lt.picker("lora", () => file.value, (path) => (file.value = path));
@@ -136,11 +163,13 @@
         const add = lt.picker("lora", () => "", (path) => (several.value = `${several.value.trim()}\n${path}: 1`.trim()));
         const how = make("select", {}, ...[["lora", "one LoRA, exact (plain LoRAs only)"], ["rank", "LoRA of this rank"], ["diff", "exact difference (large)"],
             ["checkpoint", "new checkpoint with the LoRAs merged in"]].map(([value, text]) => make("option", { value }, text)));
+        const way = methodFields(how);
         const sum = make("div", { className: "lt-t-message" });
         const merge = action("Merge", "Write a new file; existing files are not changed", sum, async () => {
-            const answer = await lt.request("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value, name: nameIn(mergedName) });
+            const answer = await lt.request("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value, ...way.values(), name: nameIn(mergedName) });
             const lost = how.value === "checkpoint" ? "" : ` ${lostIn(answer)}.`;
-            return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB).${lost}`),
+            const moved = answer.change ? ` Before that, the plain sum was changed by ${(100 * answer.change).toFixed(2)} %.` : "";
+            return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB).${lost}${moved}`),
                 ...warningLines(answer)];
         });
         const body = make("div", { className: "lt-tools" },
@@ -154,7 +183,8 @@
                 make("div", { className: "lt-adders" }, convert), written),
             resizeCard(file, resizedName, nameIn),
             make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Merge several", make("span", {}, "with the checkpoint and rank of Convert")),
-                field("Files", several, "One file per line, followed by a colon and its weight; families may differ"), add,
+                field("Files", several, "One file per line, followed by a colon and its weight; families may differ. After another colon: block weights, such as 1,0,0,0,1,1,1,1,1,1,1,1"), add,
+                ...way.elements,
                 field("Write", how, "Plain LoRAs add up to one exact LoRA; other families need a rank, the difference or a checkpoint"),
                 mergedName,
                 make("div", { className: "lt-adders" }, merge), sum),

@@ -79,7 +79,7 @@ def resolve_blocks(
             "Block ranks, alphas and learning-rate weights are for the blocks of a UNet, which this model does not "
             "have. Leave them empty."
         )
-    places = {name: _place(ldm) for name, ldm in ldm_layer_names(names).items()}
+    places = {name: place_of_block(ldm) for name, ldm in ldm_layer_names(names).items()}
     counts = {way: 1 + max((n for w, n in places.values() if w == way), default=0) for way in ("down", "mid", "up")}
     middle = 3 if architecture == "sdxl" else 1
     down = _fit(parse_weights(overrides.down_weights, counts["down"], WEIGHT_COUNTS), counts["down"], "down_lr_weight")
@@ -108,7 +108,7 @@ def resolve_blocks(
     return found
 
 
-def _place(ldm: str) -> tuple[str, int]:
+def place_of_block(ldm: str) -> tuple[str, int]:
     """(down, mid or up; number) of an ldm layer name; before or after for layers outside the blocks."""
     match = _PLACE.match(ldm)
     if not match:

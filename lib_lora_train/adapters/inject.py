@@ -255,7 +255,7 @@ def match_targets(
     kind = kind_of(model.spec.architecture)
     if kind.has_unet_blocks:
         refuse_other_models(parsed.input_widths, model.spec.architecture)
-    layers = [*_layer_names(model.unet, lambda name: kind.is_target(name, "full")), *_norm_names(model.unet)]
+    layers = unet_layer_names(model)
     texts = [
         _layer_names(root, lambda name: is_text_target(name, "full", architecture="")) for root in model.text_encoders
     ]
@@ -277,6 +277,12 @@ def match_targets(
         if targets:
             found[group] = (root, targets)
     return found, tuple(unmatched)
+
+
+def unet_layer_names(model: ModelParts) -> list[str]:
+    """Names of every layer and norm of the UNet that can have an adapter, in model order."""
+    kind = kind_of(model.spec.architecture)
+    return [*_layer_names(model.unet, lambda name: kind.is_target(name, "full")), *_norm_names(model.unet)]
 
 
 def _parsed_target(root: nn.Module, name: str, key: str, layer: ParsedLayer) -> Target | None:

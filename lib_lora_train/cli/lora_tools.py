@@ -13,6 +13,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
+from lib_lora_train.lora_tools.merge_options import METHODS, MergeOptions
 from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
 if TYPE_CHECKING:
@@ -77,6 +78,19 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     merger.add_argument("--to", choices=("lora", "diff"), default="lora", help="a LoRA or the exact difference (large)")
     merger.add_argument(
         "--rank", type=int, default=0, help="reduce to this rank (default: 0, the sum of all ranks, exact)"
+    )
+    merger.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        default="sum",
+        help="; ".join(f"{name}: {purpose}" for name, purpose in METHODS.items()),
+    )
+    merger.add_argument(
+        "--density", type=float, default=0.5, help="share of each file's values that other methods keep (default: 0.5)"
+    )
+    merger.add_argument("--seed", type=int, default=0, help="of the values that dare and della drop (default: 0)")
+    merger.add_argument(
+        "--block-weights", nargs="+", default=[], metavar="LIST", help="one list of numbers for each file"
     )
     merger.add_argument("--ckpt", default="", metavar="FILE", help="their checkpoint (default: the tiny model)")
     _add_precision(merger)
@@ -236,20 +250,26 @@ def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from lib_lora_train.models.model_files import model_name
 
     files = pair_weights([read_adapter(path) for path in options.files], options.weights)
+    chosen = MergeOptions(options.method, options.density, options.seed, tuple(options.block_weights))
+    chosen.check()
     checkpoint = _checkpoint(options)
     names = "+".join(path.stem for path in options.files)
     if options.into:
+        if chosen.method != "sum":
+            raise LoraTrainError("A checkpoint takes the sum of the files. Merge them into one LoRA first.")
         path = _output(options, f"{model_name(checkpoint)}+{names}")
-        baked = write_merged_checkpoint(checkpoint, files, path)
+        baked = write_merged_checkpoint(checkpoint, files, path, chosen.blocks)
         print(f"Saved to {baked.path} ({baked.size_bytes / 2**20:.1f} MiB), {count(baked.layers, 'layer')} changed.")
         left_out = baked.left_out
     else:
         path = _output(options, names)
         model = _model(checkpoint, path.parent)
         merged, saved = merge_into_file(
-            path, files, model, to=options.to, rank=options.rank, precision=options.precision
+            path, files, model, to=options.to, rank=options.rank, precision=options.precision, options=chosen
         )
         _print_saved(path, saved.size_bytes, merged.error)
+        if merged.change:
+            print(f"Before that, {options.method} changed {merged.change:.2%} of the plain sum.")
         left_out = merged.left_out
     _print_skipped(left_out)
     _warn([base_mismatch(file, checkpoint) for file, _ in files])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +37,13 @@ class MergedCheckpoint:
     left_out: tuple[str, ...]
 
 
-def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) -> MergedCheckpoint:
+def write_merged_checkpoint(
+    checkpoint: Path, files: WeightedFiles, path: Path, blocks: Sequence[str] = ()
+) -> MergedCheckpoint:
     """Write `checkpoint` with the files' updates to `path`, in its own dtypes; a .yaml beside it is copied too.
 
-    A model in diffusers' layout becomes another such folder, `path` without its ending.
+    A model in diffusers' layout becomes another such folder, `path` without its ending. `blocks` are the files' block
+    weights, as for `merge.sum_layers`.
 
     LoraTrainError if that exists, ModelError for a checkpoint that cannot be used or is stored in 8 bit, AdapterError
     for files that do not fit it, OutputError if it cannot be written.
@@ -51,7 +55,7 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     if beside.is_file() and new_beside.exists():
         raise LoraTrainError(f"{new_beside} already exists. Choose another name.")
     try:
-        layers, left_out = _write(checkpoint, files, path)
+        layers, left_out = _write(checkpoint, files, path, blocks)
         if beside.is_file():
             shutil.copy(beside, new_beside)
     except (OSError, SafetensorError) as error:
@@ -60,11 +64,13 @@ def write_merged_checkpoint(checkpoint: Path, files: WeightedFiles, path: Path) 
     return MergedCheckpoint(path, _size_of(path), layers, left_out)
 
 
-def _write(checkpoint: Path, files: WeightedFiles, path: Path) -> tuple[int, tuple[str, ...]]:
+def _write(checkpoint: Path, files: WeightedFiles, path: Path, blocks: Sequence[str]) -> tuple[int, tuple[str, ...]]:
     """Write the merged checkpoint; (layers changed, what of the files does not fit)."""
     file = load_checkpoint(checkpoint)
     metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
     if not kind_in(file.tensors).has_vae:
+        if any(blocks):
+            raise ModelError(f"{checkpoint.name} has no UNet, whose blocks the block weights are for. Leave them out.")
         return merge_into_transformer(checkpoint, files, path, metadata=metadata)
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}
@@ -72,7 +78,7 @@ def _write(checkpoint: Path, files: WeightedFiles, path: Path) -> tuple[int, tup
     model = assemble(tensors, spec=spec, tokenizers=(), name=file.name, file_hash="", path=checkpoint)
     if any(slot.is_copy for slot in model.slots if not slot.key.startswith(VAE_PREFIX)):
         raise ModelError(f"{checkpoint.name} is stored in 8 bit or less. Merge into its 16-bit or 32-bit version.")
-    layers, left_out = add_to_layers(files, model)
+    layers, left_out = add_to_layers(files, model, blocks)
     if checkpoint.is_dir():
         write_model_copy(checkpoint, tensors, add_text_model_prefix(read_contents(checkpoint).places), path)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.lora_tools.merge_options import MergeOptions
 from lib_lora_train.lora_tools.new_file import new_file
 from lib_lora_train.web.json_values import optional_path
 
@@ -83,29 +84,36 @@ class LoraToolsSession:
         return {**result_of(output, saved.size_bytes, resized.converted, ()), "ranks": describe_ranks(resized.ranks)}
 
     def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the sum of files beside the first, or a merged checkpoint beside the original; else as `convert`."""
+        """Write the sum of files beside the first, or a merged checkpoint beside the original; else as `convert`.
+
+        `files` as in `_weighted_files`, `method`, `density` and `seed` as in `MergeOptions`.
+        """
         from lib_lora_train.adapters.files.lora_file import read_adapter
         from lib_lora_train.lora_tools.merge import merge_into_file
         from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
         from lib_lora_train.models.model_files import model_name
 
         named = _weighted_files(values)
-        files = pair_weights([read_adapter(path) for path, _ in named], [weight for _, weight in named])
-        stem, to = "+".join(path.stem for path, _ in named), str(values.get("to", "lora"))
+        files = pair_weights([read_adapter(path) for path, _, _ in named], [weight for _, weight, _ in named])
+        stem, to = "+".join(path.stem for path, _, _ in named), str(values.get("to", "lora"))
+        options = _merge_options(values, tuple(blocks for _, _, blocks in named))
         if to == "checkpoint":
+            if options.method != "sum":
+                raise AdapterError("A checkpoint takes the sum of the files. Merge them into one LoRA first.")
             checkpoint = self._checkpoint(values)
             output = output_path(values, checkpoint.parent, f"{model_name(checkpoint)}+{stem}")
-            baked = write_merged_checkpoint(checkpoint, files, output)
-            return result_of(
-                baked.path, baked.size_bytes, baked, self._base_warnings(values, [file for file, _ in files])
-            )
+            baked = write_merged_checkpoint(checkpoint, files, output, options.blocks)
+            warnings = self._base_warnings(values, [file for file, _ in files])
+            return result_of(baked.path, baked.size_bytes, baked, warnings)
         rank = rank_in(values) if to == "rank" else 0
         ending = "-diff" if to == "diff" else f"-rank{rank}" if rank else ""
-        output = output_path(values, named[0][0].parent, f"{stem}{ending}")
+        way = "" if options.method == "sum" else f"-{options.method}"
+        output = output_path(values, named[0][0].parent, f"{stem}{way}{ending}")
         kind = "diff" if to == "diff" else "lora"
         model = self._model(values, output.parent)
-        merged, saved = merge_into_file(output, files, model, to=kind, rank=rank, precision=_PRECISION)
-        return result_of(output, saved.size_bytes, merged, self._base_warnings(values, [file for file, _ in files]))
+        merged, saved = merge_into_file(output, files, model, to=kind, rank=rank, precision=_PRECISION, options=options)
+        warnings = self._base_warnings(values, [file for file, _ in files])
+        return {**result_of(output, saved.size_bytes, merged, warnings), "change": merged.change}
 
     def _base_warnings(self, values: Mapping[str, Any], files: Sequence[AdapterFile]) -> list[str]:
         """A warning for each file that was trained on another checkpoint."""
@@ -145,20 +153,34 @@ def result_of(path: Path, size: int, made: Any, warnings: Sequence[str]) -> dict
     }
 
 
-def _weighted_files(values: Mapping[str, Any]) -> list[tuple[Path, float]]:
-    """The files in a text, one per line, each followed by `: weight` or nothing (1)."""
+def _weighted_files(values: Mapping[str, Any]) -> list[tuple[Path, float, str]]:
+    """The files in a text, one per line: `path`, `path: weight` or `path: weight: block weights`; the weight is 1."""
     found = []
     for line in str(values.get("files", "")).splitlines():
-        text = line.strip()
-        if text:
-            named, _, weight = text.rpartition(":")
-            number = number_in(weight) if named else None
-            found.append((lora_path_in({"file": text if number is None else named}), 1.0 if number is None else number))
+        named, blocks = line.strip(), ""
+        start, _, end = named.rpartition(":")
+        if start and "," in end and all(number_in(word) is not None for word in end.split(",")):
+            named, blocks = start.strip(), end.strip()
+        start, _, end = named.rpartition(":")
+        weight = number_in(end) if start else None
+        if named:
+            path = lora_path_in({"file": named if weight is None else start})
+            found.append((path, 1.0 if weight is None else weight, blocks))
     if not found:
         raise AdapterError(
             "Enter LoRA files (.safetensors), one per line, each optionally followed by a colon and its weight."
         )
     return found
+
+
+def _merge_options(values: Mapping[str, Any], blocks: tuple[str, ...]) -> MergeOptions:
+    """How a request wants files merged: `method`, `density` and `seed`."""
+    density, seed = number_in(str(values.get("density") or 0.5)), str(values.get("seed") or 0).strip()
+    if not seed.isdigit():
+        raise AdapterError(f"{seed!r} is not a valid seed. Enter a whole number from 0.")
+    options = MergeOptions(str(values.get("method", "sum")), density or 0.0, int(seed), blocks)
+    options.check()
+    return options
 
 
 def rank_rule_in(values: Mapping[str, Any]) -> RankRule:

@@ -156,13 +156,15 @@ def _is_filter(value: Any) -> bool:
 
 FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("checkpoint", "file", "folder", "image", "list", "model", "path", "run", "tuned"), _is_path),
-    **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts", "targets"), _is_text),
+    **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts"), _is_text),
+    **dict.fromkeys(("method", "targets"), _is_text),
     **dict.fromkeys(
         ("rule", "sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
     ),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
     **dict.fromkeys(("as_it_is", "blanks", "escape", "joined", "text_encoder"), _is_flag),
-    **dict.fromkeys(("general", "character", "clamp", "conv_rank", "rank", "strengths", "threshold"), _is_typed_number),
+    **dict.fromkeys(("clamp", "density", "seed"), _is_typed_number),
+    **dict.fromkeys(("general", "character", "conv_rank", "rank", "strengths", "threshold"), _is_typed_number),
     **dict.fromkeys(("prompt", "record", "seen", "tag"), _is_text),
     **dict.fromkeys(("skip", "swap"), _is_list_of_whole_numbers),
     "inside": _is_text,

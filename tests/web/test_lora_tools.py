@@ -112,6 +112,36 @@ def test_convert_and_merge_take_a_name_which_becomes_the_alias(tmp_path: Path) -
     assert cli.main(["convert", str(first), "--name", "x", "--out", str(tmp_path / "nowhere")]) != 0
 
 
+def test_files_are_merged_by_another_way_and_with_block_weights(tmp_path: Path) -> None:
+    first, second = _two_loras(tmp_path)
+    session, zeros = LoraToolsSession(), ",".join("0" for _ in range(17))
+    values = {"files": f"{first}: 0.5: {zeros}\n{second}", "to": "rank", "rank": "2"}
+    plain = session.merge(values)
+    (key,) = {name.partition(".")[0] for name in read_adapter(first).state}
+    up, down = (read_adapter(Path(plain["path"])).state[f"{key}.lora_{side}.weight"].float() for side in ("up", "down"))
+    # Both matrices of the second file are constant; fp16 keeps 11 bits of each.
+    torch.testing.assert_close(up @ down, torch.full((len(up), down.shape[1]), 4 * 0.01 * 0.5), rtol=2**-9, atol=0)
+    answer = session.merge({**values, "method": "dare", "density": "0.25", "seed": "3"})
+    assert Path(answer["path"]).name == "a+b-dare-rank2.safetensors"
+    assert answer["change"] > 1 and answer["error"] > 0 and plain["change"] == 0
+    assert (
+        "merged by dare, density 0.25, seed 3: a" in read_adapter(Path(answer["path"])).metadata["ss_training_comment"]
+    )
+    for wrong, message in [
+        ({"method": "ties", "to": "lora"}, "What ties gives has no low rank"),
+        ({"method": "ties", "to": "checkpoint"}, "A checkpoint takes the sum of the files"),
+        ({"method": "some"}, "'some' is not a way to merge"),
+        ({"method": "dare", "density": "much"}, "density must be above 0"),
+        ({"seed": "-1"}, "'-1' is not a valid seed"),
+        ({"files": f"{first}: 1: 1,2\n{second}"}, "2 block weights instead of 17 or 26"),
+    ]:
+        with pytest.raises(LoraTrainError, match=message):
+            session.merge({**values, **wrong, "name": "new"})
+    command = ["merge", str(first), str(second), "--out", str(tmp_path / "cli"), "--rank", "2"]
+    assert cli.main([*command, "--method", "della", "--block-weights", zeros]) == 0
+    assert cli.main([*command, "--name", "x", "--out", str(tmp_path), "--method", "ties", "--into"]) != 0
+
+
 def test_a_lora_is_resized_by_a_rule_or_to_a_rank(tmp_path: Path) -> None:
     session, file = LoraToolsSession(), str(write_lora(tmp_path / "a.safetensors"))
     answer = session.resize({"file": file, "rule": "", "threshold": "", "rank": "2", "conv_rank": ""})

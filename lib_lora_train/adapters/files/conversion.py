@@ -21,6 +21,7 @@ class Converted:
         worst: the layer with the largest share of the error
         left_out: what the new form cannot hold, or what fits no layer; it is reported, not dropped silently
         layer_errors: ‖ΔW' − ΔW‖ / ‖ΔW‖ of each layer that was measured
+        change: of a merge by another way than a sum, ‖ΔW − Σ‖ / ‖Σ‖ with the plain sum Σ; else 0
     """
 
     state: Mapping[str, Tensor]
@@ -29,6 +30,7 @@ class Converted:
     left_out: tuple[str, ...]
     precision: str
     layer_errors: Mapping[str, float] = field(default_factory=dict)
+    change: float = 0.0
 
 
 class ConversionBuilder:

@@ -1,0 +1,41 @@
+"""How LoRAs are merged: the ways there are and what each is for. Does not import PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lib_lora_train.core.errors import AdapterError
+
+METHODS: Mapping[str, str] = {
+    "sum": "everything of all files, as if they were used together in a prompt",
+    "ties": "for files that contradict each other: small values go, and each weight follows the stronger sign",
+    "dare": "for files that crowd each other: values are dropped at random, and the rest is made larger",
+    "dare_ties": "drops at random as dare, then each weight follows the stronger sign",
+    "della": "as dare_ties, but small values are dropped more often than large ones",
+}
+"""Each way and what it is for."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How updates are combined.
+
+    Attributes:
+        method: one of `METHODS`
+        density: the share of each update's values that is kept, above 0 and at most 1; `sum` keeps all
+        seed: of the random choices; the same seed gives the same file
+        blocks: block weights of each file as text, "" for none; see `adapters.layer_block_weights`
+    """
+
+    method: str = "sum"
+    density: float = 0.5
+    seed: int = 0
+    blocks: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """AdapterError for an unknown method or a density out of range."""
+        if self.method not in METHODS:
+            raise AdapterError(f"{self.method!r} is not a way to merge. Choose one of {', '.join(METHODS)}.")
+        if not 0 < self.density <= 1:
+            raise AdapterError(f"density must be above 0 and at most 1, not {self.density:g}; 0.3 to 0.7 is usual.")
