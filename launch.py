@@ -40,6 +40,7 @@ commands
   check FILE           show what a LoRA file of any family contains and what is wrong with it
   convert FILE         save it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
   resize FILE          write it with a lower rank [--rank N] [--conv-rank N] [--sv-ratio|--sv-cumulative|--sv-fro X]
+  metadata FILE        show it, or write a copy with other entries [--trigger TEXT] [--license TEXT] [--strip] [...]
   extract BASE TUNED   write the difference of two checkpoints as a LoRA [the options of resize] [--targets all]
   merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
                        [--to lora|diff] [--method sum|ties|dare|…] [--ckpt FILE] [--out FILE]

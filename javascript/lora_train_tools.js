@@ -1,4 +1,4 @@
-/* The Tools panel: check, convert, resize, extract and merge LoRA files. */
+/* The Tools panel: check, convert, resize, extract and merge LoRA files, and edit their metadata. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -109,6 +109,39 @@
             ...ranks.elements, make("div", { className: "lt-adders" }, extract), output);
     }
 
+    const TEXTS = [
+        ["title", "Title", "The name that programs show"], ["trigger", "Trigger words", "What prompts need, separated by commas"],
+        ["author", "Author", "Who made it"], ["license", "Licence", "Such as CC-BY-4.0, or a web address"], ["description", "Description", "What it is for"],
+    ];
+
+    /** The card that shows the metadata of the file in `file`, and writes a copy with other ones. */
+    function metadataCard(file, name, nameIn) {
+        const inputs = Object.fromEntries(TEXTS.map(([key]) => [key, box("", "")]));
+        const image = box("", "/path/to/preview.png");
+        let shownFile = "";
+        const strip = make("input", { type: "checkbox", checked: true });
+        const [found, written] = [make("div", { className: "lt-t-message" }), make("div", { className: "lt-t-message" })];
+        const show = action("Show", "Read the file's metadata, and fill in the fields", found, async () => {
+            const answer = await lt.request("tools-metadata", { file: file.value });
+            shownFile = file.value;
+            for (const [key] of TEXTS) inputs[key].value = answer.fields[key];
+            return [make("pre", { className: "lt-t-facts" }, answer.facts.join("\n") || "There are none.")];
+        });
+        const write = action("Write", "Write a new file beside this one with what the fields say", written, async () => {
+            const entries = Object.fromEntries(TEXTS.map(([key]) => [key, inputs[key].value.trim()]));
+            if (shownFile && shownFile !== file.value) throw new Error("The fields are those of another file. Press Show first.");
+            const shown = shownFile ? entries : Object.fromEntries(Object.entries(entries).filter(([, text]) => text)); // fields that were never filled in remove nothing
+            const answer = await lt.request("tools-metadata-write", { file: file.value, entries: shown, strip: strip.checked, image: image.value.trim(), name: nameIn(name) });
+            return [good(`Saved: ${answer.path}.`)];
+        });
+        return make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Its metadata", make("span", {}, "shown, and written into a new file")),
+            make("div", { className: "lt-adders" }, show), found,
+            make("div", { className: "lt-card-fields" }, ...TEXTS.map(([key, label, title]) => field(label, inputs[key], title)),
+                field("Preview", image, "An image that becomes the file's thumbnail; empty: as it is"),
+                field("Strip paths", strip, "Reduce paths to file names, which also takes out the user names in them"), name),
+            make("div", { className: "lt-adders" }, write), written);
+    }
+
     const METHODS = [
         ["sum", "sum", "Everything of all files, as if they were used together in a prompt."],
         ["ties", "TIES", "For files that contradict each other: small values go, and each weight follows the stronger sign."],
@@ -143,7 +176,7 @@
         const rank = box("16", "16");
         const kind = make("select", {}, make("option", { value: "lora" }, "LoRA of this rank"), make("option", { value: "diff" }, "exact difference (large)"));
         const name = () => field("Name", box("", "empty: made from the names of the files"), "Name of the new file, and of the LoRA in prompts; existing files are not overwritten");
-        const [convertedName, resizedName, mergedName, extractedName] = [name(), name(), name(), name()];
+        const [convertedName, resizedName, mergedName, extractedName, editedName] = [name(), name(), name(), name(), name()];
         const nameIn = (label) => label.querySelector("input").value.trim();
         const [found, written] = [make("div", { className: "lt-t-message" }), make("div", { className: "lt-t-message" })];
 
@@ -188,7 +221,8 @@
                 field("Write", how, "Plain LoRAs add up to one exact LoRA; other families need a rank, the difference or a checkpoint"),
                 mergedName,
                 make("div", { className: "lt-adders" }, merge), sum),
-            extractCard(extractedName, nameIn));
+            extractCard(extractedName, nameIn),
+            metadataCard(file, editedName, nameIn));
         body.addEventListener("input", (event) => event.stopPropagation()); // not part of the form
         container.replaceChildren(body);
     }

@@ -111,6 +111,7 @@ COVERED: dict[str, str] = {
     "lora_tools.changed_copy.write_changed_copy": (
         "tests/lora_tools/test_merge_into_anima.py::test_a_full_disk_is_an_error_and_leaves_nothing"
     ),
+    "lora_tools.edit_metadata.write_edited": "tests/lora_tools/test_edit_metadata.py::test_a_full_disk_leaves_nothing",
     "lora_tools.merge_into_checkpoint.write_merged_checkpoint": _CHECKPOINT,
     "lora_tools.new_model_folder.write_model_copy": (
         "tests/lora_tools/test_merge.py::test_a_model_folder_that_cannot_be_written_leaves_nothing"

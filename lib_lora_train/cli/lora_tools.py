@@ -1,4 +1,4 @@
-"""The commands for finished LoRA files: `check`, `convert`, `resize`, `extract` and `merge`."""
+"""The commands for finished LoRA files: `check`, `metadata`, `convert`, `resize`, `extract` and `merge`."""
 
 from __future__ import annotations
 
@@ -69,6 +69,17 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     )
     _add_precision(extractor)
     _add_output(extractor, "TUNED-rank16 or similar")
+
+    editor = command(commands, "metadata", run_metadata, "Show a LoRA file's metadata, or write it with other ones.")
+    editor.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file")
+    for name in ("title", "author", "description", "trigger", "license"):
+        editor.add_argument(f"--{name}", metavar="TEXT", help=f"set the {name} (ModelSpec)")
+    editor.add_argument("--preview", type=Path, metavar="IMAGE", help="set the preview image")
+    editor.add_argument("--strip", action="store_true", help="reduce paths to file names, which removes user names")
+    editor.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="set any entries; no value removes one"
+    )
+    _add_output(editor, "FILE-edited")
 
     merger = command(commands, "merge", run_merge, "Merge LoRA files of any family into one file or a checkpoint.")
     merger.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors files")
@@ -237,6 +248,29 @@ def run_extract(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     )
     print(_sentence(describe_ranks(found.ranks)))
     _warn(found.notes)
+    return 0
+
+
+def run_metadata(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Print the metadata, or write a copy of the file with the changes."""
+    refuse_unknown(unknown)
+    from lib_lora_train.core.safetensors_header import read_header
+    from lib_lora_train.lora_tools.edit_metadata import FIELDS, MetadataEdit, describe_metadata, write_edited
+
+    file = user_path(str(options.file))
+    values = {name: value for name in FIELDS if (value := getattr(options, name)) is not None}
+    for entry in options.set:
+        key, equals, value = entry.partition("=")
+        if not key or not equals:
+            raise LoraTrainError(f"{entry!r} has no value. Write KEY=VALUE, or KEY= to remove the entry.")
+        values[key] = value
+    preview = user_path(str(options.preview)) if options.preview else None
+    if not (values or preview or options.strip):
+        print("\n".join(describe_metadata(read_header(file))) or f"{file.name} has no metadata.")
+        return 0
+    path = _output(options, f"{file.stem}-edited")
+    write_edited(file, path, MetadataEdit(values, options.strip, preview))
+    print(f"Saved to {path}.")
     return 0
 
 

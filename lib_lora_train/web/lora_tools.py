@@ -40,6 +40,8 @@ class LoraToolsSession:
             "tools-convert": self.convert,
             "tools-resize": self.resize,
             "tools-merge": self.merge,
+            "tools-metadata": self.show_metadata,
+            "tools-metadata-write": self.edit_metadata,
         }
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +116,25 @@ class LoraToolsSession:
         merged, saved = merge_into_file(output, files, model, to=kind, rank=rank, precision=_PRECISION, options=options)
         warnings = self._base_warnings(values, [file for file, _ in files])
         return {**result_of(output, saved.size_bytes, merged, warnings), "change": merged.change}
+
+    def show_metadata(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries as lines, and the texts of the fields that can be set."""
+        from lib_lora_train.core.safetensors_header import read_header
+        from lib_lora_train.lora_tools.edit_metadata import FIELDS, describe_metadata
+
+        header = read_header(lora_path_in(values))
+        fields = {name: header.metadata.get(key, "") for name, key in FIELDS.items()}
+        return {"facts": describe_metadata(header), "fields": fields}
+
+    def edit_metadata(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the file beside itself with the texts of `entries`, `image` as its preview, and `strip` applied."""
+        from lib_lora_train.lora_tools.edit_metadata import MetadataEdit, write_edited
+
+        path = lora_path_in(values)
+        output = output_path(values, path.parent, f"{path.stem}-edited")
+        entries = {str(key): str(value) for key, value in values.get("entries", {}).items()}
+        write_edited(path, output, MetadataEdit(entries, bool(values.get("strip")), optional_path(values, "image")))
+        return {"path": str(output)}
 
     def _base_warnings(self, values: Mapping[str, Any], files: Sequence[AdapterFile]) -> list[str]:
         """A warning for each file that was trained on another checkpoint."""

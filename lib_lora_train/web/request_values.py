@@ -162,7 +162,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
         ("rule", "sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
     ),
     **dict.fromkeys(("page", "number", "place"), _is_whole),
-    **dict.fromkeys(("as_it_is", "blanks", "escape", "joined", "text_encoder"), _is_flag),
+    **dict.fromkeys(("as_it_is", "blanks", "escape", "joined", "strip", "text_encoder"), _is_flag),
     **dict.fromkeys(("clamp", "density", "seed"), _is_typed_number),
     **dict.fromkeys(("general", "character", "conv_rank", "rank", "strengths", "threshold"), _is_typed_number),
     **dict.fromkeys(("prompt", "record", "seen", "tag"), _is_text),
@@ -171,7 +171,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "sweep": _is_path,
     "runs": _is_list_of_paths,
     "axes": _is_axes,
-    **dict.fromkeys(("settings", "vary"), _is_table),
+    **dict.fromkeys(("entries", "settings", "vary"), _is_table),
     "content": _is_content,
     "report": _is_count,
     "folders": _is_list_of_paths,

@@ -63,7 +63,8 @@ _TASKS = {
     "tags": "tags/measure",
 }
 _ACTIONS = {
-    **{name: f"tools-{name}" for name in ("check", "convert", "resize", "merge")},
+    **{name: f"tools-{name}" for name in ("check", "convert", "metadata", "resize", "merge")},
+    "metadata/write": "tools-metadata-write",
     **{route: f"{task}-start" for task, route in _TASKS.items()},
     **{f"{task}/status": f"{task}-status" for task in _TASKS},
     **{f"{task}/cancel": f"{task}-stop" for task in _TASKS},

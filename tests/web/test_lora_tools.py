@@ -176,15 +176,18 @@ def test_every_tool_has_the_rule_for_names_and_never_overwrites(tmp_path: Path, 
     with pytest.raises(LoraTrainError):
         session.resize({"file": str(file), "rank": "2", "name": name})
     with pytest.raises(LoraTrainError):
+        session.edit_metadata({"file": str(file), "entries": {}, "name": name})
+    with pytest.raises(LoraTrainError):
         ExtractSession(lambda: tmp_path).start({"checkpoint": "a", "tuned": "b", "rank": "2", "name": name})
     for to in ("lora", "diff", "rank", "checkpoint"):
         with pytest.raises(LoraTrainError):
             session.merge({"files": f"{file}\n{file}", "to": to, "name": name, "checkpoint": str(tmp_path / "c")})
     resize, extract = ["resize", str(file), "--rank=2"], ["extract", "a", "b", "--rank=2"]
     merges = (["merge", str(file), str(file)], ["merge", str(file), "--into"])
-    for command in (["convert", str(file)], resize, extract, *merges):
+    edit = ["metadata", str(file), "--strip"]
+    for command in (["convert", str(file)], resize, extract, edit, *merges):
         assert cli.main([*command, f"--name={name}", "--out", str(tmp_path)]) != 0
     existing = str(tmp_path / "b.safetensors")
-    for command in (["convert", str(file)], resize, extract, ["merge", str(file), str(file)]):
+    for command in (["convert", str(file)], resize, extract, edit, ["merge", str(file), str(file)]):
         assert cli.main([*command, "--out", existing]) != 0
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
