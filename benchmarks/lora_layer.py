@@ -111,7 +111,7 @@ def _report(name: str, times: dict[str, list[float]]) -> None:
     for variant, values in times.items():
         median = statistics.median(values)
         low, _, high = statistics.quantiles(values, n=4)
-        added = "" if variant == "bare" else f"  +{(median / bare - 1) * 100:5.1f} % over the bare layer"
+        added = "" if variant == "bare" else f"  +{(median / bare - 1) * 100:5.1f}% over the bare layer"
         print(f"  {variant:6} {median * 1e3:8.3f} ms  (middle half {low * 1e3:.3f}…{high * 1e3:.3f}){added}")
     median_of = {variant: statistics.median(values) for variant, values in times.items()}
     print(f"  fused / peft {median_of['fused'] / median_of['peft']:.3f}", end="")

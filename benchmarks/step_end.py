@@ -148,7 +148,7 @@ def measure(rank: int, pixels: int, repeats: int) -> None:
     for name, seconds in found.items():
         median = statistics.median(seconds)
         print(
-            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f} % of a step  {median / optimiser:6.2f} ×"
+            f"{name:22} {1e3 * median:9.1f} ms  {100 * median / step:7.2f}% of a step  {median / optimiser:6.2f} ×"
             f" the optimiser  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})"
         )
 
@@ -169,7 +169,7 @@ def count(rank: int) -> None:
         whole = found["forward and backward"]
         print(f"{name} UNet, rank {rank}, {len(bench.adapter.layers)} layers")
         for part, operations in found.items():
-            print(f"{part:22} {operations:6} operations  {100 * operations / whole:6.1f} %")
+            print(f"{part:22} {operations:6} operations  {100 * operations / whole:6.1f}%")
 
 
 def main() -> None:

@@ -138,7 +138,7 @@
         const parsed = JSON.parse(facts);
         container.querySelectorAll(".lt-card-facts").forEach((span, number) => {
             const one = parsed[number];
-            const share = one && one.share !== null ? ` · ${Math.round(100 * one.share)} % of each epoch` : "";
+            const share = one && one.share !== null ? ` · ${Math.round(100 * one.share)}% of each epoch` : "";
             span.textContent = one ? `${lt.count(one.images, "image")}${share}` : "";
         });
     }

@@ -3,7 +3,7 @@
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
     const make = (...all) => lt.make(...all);
-    const percent = (share) => `${(100 * share).toFixed(0)} %`;
+    const percent = (share) => `${(100 * share).toFixed(0)}%`;
     const shape = ([width, height]) => `${width} × ${height}`;
 
     /** The largest frame with the shape of a bucket, divided by `zoom`, at a position from 0 (left, top) to 1. */

@@ -80,7 +80,7 @@
     function draw(found) {
         say(found.maps.length ? "Point at an image to see it without the map." : "Choose a word.");
         const figure = (map) => make("figure", {}, make("div", {}, make("img", { src: found.image, alt: view.cell.title }), ...(map ? [make("img", { className: "lt-heat-layer", src: map.layer, alt: `Heat map of ${map.word}` })] : [])),
-            make("figcaption", {}, ...(map ? [make("b", {}, map.word), make("span", { title: "The largest share of a location's attention that goes to this word. The map itself is always drawn at full strength." }, `at most ${(100 * map.peak).toFixed(1)} %`)] : [view.cell.title])));
+            make("figcaption", {}, ...(map ? [make("b", {}, map.word), make("span", { title: "The largest share of a location's attention that goes to this word. The map itself is always drawn at full strength." }, `at most ${(100 * map.peak).toFixed(1)}%`)] : [view.cell.title])));
         part("maps").replaceChildren(...(found.maps.length ? found.maps.map(figure) : [figure(null)]));
     }
 

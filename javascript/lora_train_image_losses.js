@@ -6,7 +6,7 @@
     const small = (...all) => lt.smallButton(...all);
     const share = (value) => {
         const percent = Math.round(100 * value);
-        return `${percent > 0 ? "+" : percent < 0 ? "−" : "±"}${Math.abs(percent)} %`;
+        return `${percent > 0 ? "+" : percent < 0 ? "−" : "±"}${Math.abs(percent)}%`;
     };
 
     /** The folded section of a past run. */
@@ -53,7 +53,7 @@
     function showNeighbours(near, one, name) {
         near.hidden = !near.hidden;
         if (near.firstChild) return;
-        const percent = (value) => `${(100 * value).toFixed(0)} % alike`;
+        const percent = (value) => `${(100 * value).toFixed(0)}% alike`;
         near.append(...(one.nearest.length ? one.nearest.map((other) => {
             const title = lt.fileName(other.path);
             const figure = make("figure", {}, thumb({ ...other, caption: "" }, title), make("figcaption", {}, make("b", {}, title), make("span", {}, percent(other.likeness))));

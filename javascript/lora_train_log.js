@@ -34,7 +34,7 @@
         TagsRated: (e) => `${lt.count(e.total, "tag")} measured: ${Object.entries(e.verdicts).map(([verdict, tags]) => `${tags} ${verdict}`).join(", ")}`,
         SampleMatched: (e) => (e.is_copy ? `${lt.fileName(e.sample)} is nearly a copy of the training image ${lt.fileName(e.image)}` : ""),
         StrengthTested: (e) => `Epoch ${e.epoch} at strength ${e.strength}: likeness ${lt.fixed(mean(e.likeness))}` +
-            (e.change.length ? `, control images changed by ${Math.round(100 * mean(e.change))} %` : ""),
+            (e.change.length ? `, control images changed by ${Math.round(100 * mean(e.change))}%` : ""),
         Advised: (e) => [e.epoch ? `Use epoch ${e.epoch} at strength ${e.strength}.` : "No epoch of this run is good.", ...e.reasons, ...e.remedies].join(" "),
         Noted: (e) => (e.where ? `${e.where}: ` : "") + e.message,
         StateChanged: (e) => lt.STATES[e.state] + (e.message ? `. ${e.message}` : ""),

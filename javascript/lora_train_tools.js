@@ -28,7 +28,7 @@
         make("li", { className: `lt-${level}` }, make("i", {}, name), make("p", {}, text)));
     const warningLines = (answer) => [...answer.warnings.map((text) => line("warning", "Warning", text)),
         ...answer.left_out.map((name) => line("warning", "Left out", name))];
-    const lostIn = (answer) => `${(100 * answer.error).toFixed(2)} % of the update was lost`;
+    const lostIn = (answer) => `${(100 * answer.error).toFixed(2)}% of the update was lost`;
     const good = (text) => make("p", { className: "lt-verdict lt-good" }, text);
 
     const RANKS = [
@@ -87,7 +87,7 @@
             field("Clamp quantile", clamp, "Cuts the largest values, as sd-scripts does with 0.99; 1 cuts none and loses less"), name);
         const output = make("div", { className: "lt-t-message" });
         const written = (found) => [good(`Saved: ${found.path} (${found.megabytes.toFixed(1)} MB), ${lt.count(found.layers, "layer")}, ${found.ranks}.`),
-            make("p", {}, `${(100 * found.error).toFixed(2)} % of the change in these layers was lost, most in ${found.worst}. ${(100 * found.outside).toFixed(2)} % of the whole change is outside of them.`),
+            make("p", {}, `${(100 * found.error).toFixed(2)}% of the change in these layers was lost, most in ${found.worst}. ${(100 * found.outside).toFixed(2)}% of the whole change is outside of them.`),
             ...warningLines(found)];
         const follow = (status) => {
             extract.disabled = status.state === "busy";
@@ -201,7 +201,7 @@
         const merge = action("Merge", "Write a new file; existing files are not changed", sum, async () => {
             const answer = await lt.request("tools-merge", { files: several.value, checkpoint: checkpoint.value, rank: rank.value, to: how.value, ...way.values(), name: nameIn(mergedName) });
             const lost = how.value === "checkpoint" ? "" : ` ${lostIn(answer)}.`;
-            const moved = answer.change ? ` Before that, the plain sum was changed by ${(100 * answer.change).toFixed(2)} %.` : "";
+            const moved = answer.change ? ` Before that, the plain sum was changed by ${(100 * answer.change).toFixed(2)}%.` : "";
             return [good(`Saved: ${answer.path} (${answer.megabytes.toFixed(1)} MB).${lost}${moved}`),
                 ...warningLines(answer)];
         });

@@ -43,7 +43,7 @@
         }
 
         /** The percentage of a layer, as in the list of heat maps. */
-        const peakOf = (map) => `at most ${(100 * map.peak).toFixed(1)} %`;
+        const peakOf = (map) => `at most ${(100 * map.peak).toFixed(1)}%`;
 
         /** Show the maps of the chosen words, first of the cell, then of the other one; the newest call wins. */
         async function update() {

@@ -53,7 +53,7 @@
             stage, slider,
             make("div", { className: "lt-view-tools", role: "toolbar", "aria-label": "View" },
                 tool("−", "Zoom out (-)", () => zoomBy(1 / ZOOM_STEP)),
-                tool("100 %", "Whole image (0)", () => zoomTo(1), "lt-view-zoom"),
+                tool("100%", "Whole image (0)", () => zoomTo(1), "lt-view-zoom"),
                 tool("+", "Zoom in (+)", () => zoomBy(ZOOM_STEP)),
                 tool("No LoRA", "Compare with the first row (C)", () => compare("first"), "lt-view-first"),
                 tool("Row above", "Compare with the row above (B)", () => compare("before"), "lt-view-before"),
@@ -132,7 +132,7 @@
         stage.querySelector(".lt-view-border").style.left = `${view.share}%`;
         stage.classList.toggle("lt-zoomed", view.zoom > 1);
         box().querySelector(".lt-view-slider").value = String(view.share);
-        box().querySelector(".lt-view-zoom").textContent = `${Math.round(view.zoom * 100)} %`;
+        box().querySelector(".lt-view-zoom").textContent = `${Math.round(view.zoom * 100)}%`;
     }
 
     // --- commands ---------------------------------------------------------------------------------

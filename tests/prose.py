@@ -34,7 +34,7 @@ BANNED: dict[str, str] = {
     r"gives? way|gave way": "is overridden by",
     r"(is|are) there for": "is for",
     r"as it stands|as they stand": "unchanged",
-    r"half as slow again": "about 50 % slower",
+    r"half as slow again": "about 50% slower",
     r"for want of": "because there is no",
     r"goes on (with|from|after|beyond|where)|go on (with|from|after|beyond|where)": "continue, resume",
     r"counts? wholly": "counts in full",
@@ -47,6 +47,7 @@ BANNED: dict[str, str] = {
     r"it ended with a fault": "it failed unexpectedly",
 }
 _PATTERNS = {re.compile(rf"\b(?:{words})\b", re.IGNORECASE): advice for words, advice in BANNED.items()}
+_PATTERNS[re.compile(r"(?:(?<=[\d…])|\A) %(?=[\s.,;:)]|\Z)")] = "no space before %"  # \A: after a value in an f-string
 
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"`[^`\n]+`|\]\([^)\s]+\)|<[^>\n]+>")

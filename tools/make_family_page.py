@@ -22,7 +22,7 @@ for rounding. [The webui page](webui.md#lora-files-of-every-family-in-the-real-w
 Forge; Forge Neo was measured at release 2.26. Of reForge (3b56b26) and Forge Classic (1f95d71) the functions that load
 LoRAs were run alone, on the tiny SD1 model in fp32 at strengths 1, 0.5, 2 and -1 (2026-11-29). For DoRA per output
 channel the formulas of A1111, Forge, ComfyUI and InvokeAI 6.14.2 were run on files of LyCORIS 4.1.3 for the tiny model,
-with updates of 1 to 30 % of W; Forge Neo's and reForge's are the same as Forge's.
+with updates of 1 to 30% of W; Forge Neo's and reForge's are the same as Forge's.
 
 The warnings before a run and the buttons in Results come from this table. A file that your program does not read as
 trained can be converted: to `diff`, which is exact but large, or to a LoRA, whose loss is measured. With

@@ -91,7 +91,7 @@ _VALUE_ERROR = Support("fails", "ValueError, nothing of the file is loaded")
 _SQUARED = Support("wrong", "right at strength 1, ×¼ at 0.5 and ×4 at 2")
 _ONLY_AT_1 = Support("wrong", "right at strength 1 only")
 _WRONG_AXIS = Support("wrong", "by more than the whole update, silently: it takes the norms of the inputs")
-_BASE_NORMS = Support("wrong", "by 2 to 28 %, silently: it takes the norms of W instead of W + ΔW")
+_BASE_NORMS = Support("wrong", "by 2 to 28%, silently: it takes the norms of W instead of W + ΔW")
 
 SUPPORT: Mapping[str, Mapping[str, Support]] = {
     "A1111": _all((*_LOW_RANK, *_EXACT, "lokr_tucker", "ia3", "oft", "boft"), _RIGHT)
@@ -154,19 +154,19 @@ SUPPORT: Mapping[str, Mapping[str, Support]] = {
     | {"dora": Support("wrong", "the scale is dropped: by up to 1.5, with a line in the console")}
     | {"dora_output": Support("wrong", "the scale is dropped: by up to 0.45, with a line in the console")},
     "stable-diffusion.cpp": {
-        "lora": Support("right", "within 0.4 %"),
-        "locon_tucker": Support("wrong", "by 23 %, silently"),
+        "lora": Support("right", "within 0.4%"),
+        "locon_tucker": Support("wrong", "by 23%, silently"),
         "dora": Support("wrong", "its scales are not used"),
         "dora_output": Support("wrong", "its scales are not used"),
-        "loha": Support("right", "within 0.5 %"),
-        "loha_tucker": Support("wrong", "by 5 %, silently"),
-        "lokr": Support("right", "within 0.6 %"),
-        "lokr_full": Support("wrong", "by more than 100 %, silently"),
+        "loha": Support("right", "within 0.5%"),
+        "loha_tucker": Support("wrong", "by 5%, silently"),
+        "lokr": Support("right", "within 0.6%"),
+        "lokr_full": Support("wrong", "by more than 100%, silently"),
         "glora": Support("ignored", "with a message"),
         "ia3": Support("fails", "with a message"),
         "oft": Support("ignored", "with a message"),
         "boft": Support("ignored", "with a message"),
-        "full": Support("right", "within 0.2 %"),
+        "full": Support("right", "within 0.2%"),
         "full_norm": Support("partly", "norms are not used, with a message"),
     },
 }

@@ -103,7 +103,7 @@ FAMILY_PRESETS: tuple[Preset, ...] = (
     ),
     _family_preset(
         "DoRA",
-        "For a small rank that should work like a larger one; about 50 % slower.",
+        "For a small rank that should work like a larger one; about 50% slower.",
         dora=True,
         rank=8,
         alpha=4.0,

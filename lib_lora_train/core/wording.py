@@ -51,8 +51,8 @@ def without_name(sentence: str, where: str) -> str:
 
 
 _CONTINUES = re.compile(
-    r"(-?\d[\d.,]*(e-?\d+)? )?(is|was|has|does|do|cannot|must|needs|uses|falls|takes|gives|contains|keeps|includes|ignores|"
-    r"deletes|differs|mirrors|saves|adds|weights|stops|with|and) "
+    r"(-?\d[\d.,]*(e-?\d+)? )?(is|was|has|does|do|cannot|must|needs|uses|falls|takes|gives|contains|keeps|includes|"
+    r"ignores|deletes|differs|mirrors|saves|adds|weights|stops|with|and) "
 )
 """How a message begins that continues the name, or the name and its value, before it."""
 

@@ -9,7 +9,7 @@ from lib_lora_train.dataset.plan import Plan
 
 
 def describe_durations(config: TrainConfig, plan: Plan) -> dict[str, str]:
-    """By setting, for those that are set and have an effect: `5 % = 42 of 840 steps`, or `42 of 840 steps`."""
+    """By setting, for those that are set and have an effect: `5% = 42 of 840 steps`, or `42 of 840 steps`."""
     has_effect = {
         "lr_decay": config.lr_schedule == "warmup_stable_decay",
         "stop_text_encoder": config.train_text_encoder,
@@ -22,4 +22,4 @@ def describe_durations(config: TrainConfig, plan: Plan) -> dict[str, str]:
 
 def _describe(value: float, total: int) -> str:
     steps = f"{min(total, duration_in_steps(value, total)):,} of {count(total, 'step')}"
-    return f"{100 * value:.3g} % = {steps}" if value < 1 else steps
+    return f"{100 * value:.3g}% = {steps}" if value < 1 else steps

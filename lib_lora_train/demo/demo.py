@@ -95,8 +95,8 @@ def demo_config() -> TrainConfig:
 class Gate:
     """What the last epoch must reach, measured with new seeds and relative to the model without LoRA.
 
-    Measured with these settings: after 40 steps the concept loss was down 50 % and no sample showed the concept; after
-    200 steps it was down 56 % and all samples showed it, with the base loss up 17 %. That is a large relative increase
+    Measured with these settings: after 40 steps the concept loss was down 50% and no sample showed the concept; after
+    200 steps it was down 56% and all samples showed it, with the base loss up 17%. That is a large relative increase
     only because the base loss is small: from 0.032 to 0.037.
     """
 

@@ -42,7 +42,7 @@ STANDS_OUT = 3.0
 _TWIN_SCORE = 2 * STANDS_OUT  # a duplicate is certain, what a loss means is a guess
 _MIN_PEERS = 5  # of its folder, for an image to be compared with them alone
 _DEVIATION = 1.4826  # of a normal distribution, in median absolute deviations
-_ROUNDED = 0.005  # a share that is shown as 0 %
+_ROUNDED = 0.005  # a share that is shown as 0%
 _MIN_DEVIATION = 0.02  # less is within the noise of a loss
 
 
@@ -128,16 +128,16 @@ _RAISE = ("lower theirs by {}", "do not change theirs", "raise theirs by {}")
 
 
 def _compare_changes(own: float, peers: float) -> str:
-    """`Its loss rose by 2 %, the others' fell by 49 %.`"""
+    """`Its loss rose by 2%, the others' fell by 49%.`"""
     first, second = _change(own, _ROSE), _change(peers, _ROSE)
     verb = first.split()[0]
     return f"Its loss {first}, the others' {second.removeprefix(f'{verb} ')}."
 
 
 def _change(share: float, words: tuple[str, str, str]) -> str:
-    """`fell by 12 %`; `words` are those for less, the same and more."""
+    """`fell by 12%`; `words` are those for less, the same and more."""
     word = words[1] if abs(share) < _ROUNDED else words[0] if share < 0 else words[2]
-    return word.format(f"{100 * abs(share):.0f} %")
+    return word.format(f"{100 * abs(share):.0f}%")
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def _sentence(measure: TagMeasure, verdict: Verdict, *, steals: bool, pulls: Seq
     if verdict == "rare":
         return "Not drawn."
     alone, having = _percent(measure.without), _percent(measure.having)
-    effect, floor = (f"{100 * fmean(values):.0f} %" for values in (measure.effect, measure.floor))
+    effect, floor = (f"{100 * fmean(values):.0f}%" for values in (measure.effect, measure.floor))
     if steals:
         name = measure.trigger or "An empty prompt"
         shown = f"{name} alone shows {alone} of what this tag stands for, with the tag it is {having}."
@@ -219,4 +219,4 @@ def _advice(measure: TagMeasure, verdict: Verdict, *, steals: bool, pulls: Seque
 
 
 def _percent(values: Values) -> str:
-    return f"{100 * min(1.0, max(0.0, fmean(values))):.0f} %"
+    return f"{100 * min(1.0, max(0.0, fmean(values))):.0f}%"

@@ -1,6 +1,6 @@
 """Names what a model file is from the names of its tensors: an SD checkpoint, or which of the many other kinds.
 
-A whole SD checkpoint stays one with a few stray tensors in it; it counts as another kind only if at least 5 % of its
+A whole SD checkpoint stays one with a few stray tensors in it; it counts as another kind only if at least 5% of its
 tensors belong to that kind, or if it has a marker that changes what the UNet computes.
 """
 

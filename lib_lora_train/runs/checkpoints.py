@@ -101,7 +101,7 @@ def _write_lora(run: RunContext, file: SavedLora, epoch: int) -> Iterator[Event]
         yield Noted("hint", str(path), describe_rewriting(run, converted))
     if saved.vanished > _NOTICEABLE_UNDERFLOW or saved.overflowed:
         message = (
-            f"In {run.config.save_precision}, {saved.vanished:.1%} of the matrices lost more than 1 % of their norm to "
+            f"In {run.config.save_precision}, {saved.vanished:.1%} of the matrices lost more than 1% of their norm to "
             f"underflow and {saved.overflowed:.1%} of the values overflowed. "
             "Set save_precision to bf16 or fp32, or use a larger alpha."
         )
@@ -215,7 +215,7 @@ def save_training_state(run: RunContext, training: Training) -> Iterator[Event]:
 def save_recent_state(run: RunContext, training: Training) -> Iterator[Event]:
     """Save a state when the last one is most of a minute old, so that a crash costs at most a minute of training.
 
-    Only the newest is kept, beside those of epochs. Saving takes at most 1 % of the time: large states are rarer. The
+    Only the newest is kept, beside those of epochs. Saving takes at most 1% of the time: large states are rarer. The
     first failure is a warning.
     """
     ends_epoch = training.step % run.plan.steps_per_epoch == 0 or training.step == run.plan.total_steps

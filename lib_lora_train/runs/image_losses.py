@@ -79,7 +79,7 @@ class _Place:
 
 
 def measure_images_at_end(run: RunContext, latents: LatentCache) -> Iterator[Event]:
-    """Measure every image with what the run has learnt, if that takes at most 3 % of the training's time.
+    """Measure every image with what the run has learnt, if that takes at most 3% of the training's time.
 
     If memory is full, or the run is stopped meanwhile, nothing is kept.
     """

@@ -19,7 +19,7 @@ class StateClock:
         self._cost = 0.0
 
     def is_due(self) -> bool:
-        """Whether the last state is nearly a minute old, and saving one takes at most 1 % of the time since then."""
+        """Whether the last state is nearly a minute old, and saving one takes at most 1% of the time since then."""
         return self._clock() - self._last >= max(_SECONDS, self._cost / _MAX_SHARE)
 
     @contextmanager

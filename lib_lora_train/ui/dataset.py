@@ -205,7 +205,7 @@ def render_plan(plan: Plan, checked: FormCheck) -> str:
 
 
 def _durations_note(durations: Mapping[str, str]) -> str:
-    """`Warmup: 5 % = 42 of 840 steps`, for each setting that is a share of the run."""
+    """`Warmup: 5% = 42 of 840 steps`, for each setting that is a share of the run."""
     return "".join(f"<p class='lt-faint'>{text(location_label(name))}: {note}</p>" for name, note in durations.items())
 
 

@@ -134,8 +134,8 @@ def test_other_base_dtypes_train_fp32_weights(dtype: torch.dtype) -> None:
     (ours,), (theirs,) = adapter.groups["unet"], expected.groups["unet"]
     assert ours.dtype == ours.grad.dtype == torch.float32
     similarity = torch.nn.functional.cosine_similarity(ours.grad, theirs.grad, dim=0)
-    # bf16: some 500 roundings of 2⁻⁹ through forty layers and back are √500 · 2⁻⁹ = 4.4 %, which is 1 − 0.001 as a
-    # cosine; how many there are depends on the processor (3.9 % with AVX2, 4.6 % without), so twice that is allowed.
+    # bf16: some 500 roundings of 2⁻⁹ through forty layers and back are √500 · 2⁻⁹ = 4.4%, which is 1 − 0.001 as a
+    # cosine; how many there are depends on the processor (3.9% with AVX2, 4.6% without), so twice that is allowed.
     assert float(similarity) > (0.998 if dtype == torch.bfloat16 else 1 - 1e-6)
 
 

@@ -30,9 +30,7 @@ def test_the_list_is_printed_with_the_reason_of_what_stands_out(
     assert main(["images", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["loss", "expected", "excess", "image"]
-    assert lines[1].endswith("!zok/odd.png") and lines[2].strip().startswith(
-        "Its loss stayed, the others' fell by 50 %"
-    )
+    assert lines[1].endswith("!zok/odd.png") and lines[2].strip().startswith("Its loss stayed, the others' fell by 50%")
     assert len(lines) == 1 + 6 + 1
 
 

@@ -33,7 +33,7 @@ def test_what_stands_out_is_printed_first_with_its_reason(tmp_path: Path, capsys
     assert main(["tags", str(tmp_path)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0].startswith(
-        "14 of 20 !hat: zok alone shows 11 % of what this tag stands for, with the tag it is 91 %."
+        "14 of 20 !hat: zok alone shows 11% of what this tag stands for, with the tag it is 91%."
     )
     assert lines[1].startswith("3 of 20 !sun: Ignored")
     assert lines[2] == "1 of 20 cape: Not drawn."

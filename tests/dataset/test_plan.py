@@ -302,7 +302,7 @@ def test_enlarged_and_cropped_images_are_reported() -> None:
     [((420, 420), set()), ((400, 400), {"resolution"}), ((600, 512), set()), ((4000, 1000), {"max_bucket"})],
 )
 def test_small_enlargement_and_cropping_is_not_reported(size: tuple[int, int], warned: set[str]) -> None:
-    """512 / 420 = 1.22 and 512 / 400 = 1.28 around the limit 1.25; cropping loses 15 % and 37 %."""
+    """512 / 420 = 1.22 and 512 / 400 = 1.28 around the limit 1.25; cropping loses 15% and 37%."""
     plan = make_plan(_dataset(([size], 1, False)), CONFIG.replace(max_bucket=640))
     assert {problem.where for problem in plan.warnings} & {"resolution", "max_bucket"} == warned
 
@@ -348,12 +348,12 @@ def test_settings_that_are_a_share_of_the_run_are_given_in_steps() -> None:
     config = CONFIG.replace(max_steps=840, epochs=100, warmup=0.05, train_text_encoder=True, stop_text_encoder=300.0)
     plan = make_plan(_dataset(([(512, 512)] * 20, 1, False)), config)
     assert describe_durations(config, plan) == {
-        "warmup": "5 % = 42 of 840 steps",
+        "warmup": "5% = 42 of 840 steps",
         "stop_text_encoder": "300 of 840 steps",
     }
     decay = config.replace(lr_schedule="warmup_stable_decay", train_text_encoder=False, warmup=0.0)
-    assert describe_durations(decay, plan) == {"lr_decay": "10 % = 84 of 840 steps"}
-    assert "warmup: 5 % = 42" in describe_plan(plan, ["warmup: 5 % = 42 of 840 steps"])
+    assert describe_durations(decay, plan) == {"lr_decay": "10% = 84 of 840 steps"}
+    assert "warmup: 5% = 42" in describe_plan(plan, ["warmup: 5% = 42 of 840 steps"])
 
 
 # --- balance and advice --------------------------------------------------------------------------

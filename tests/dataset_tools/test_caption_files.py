@@ -324,7 +324,7 @@ def test_tags_in_nearly_all_captions_with_the_trigger_are_found() -> None:
 
 
 def test_frequent_tags_are_found_and_their_absence_explained() -> None:
-    """The guides' navel: on 60 % of the images, so that its absence means a covered one."""
+    """The guides' navel: on 60% of the images, so that its absence means a covered one."""
     captions = [f"zorp, {'navel, ' if n < 6 else ''}pose {n}" for n in range(10)]
     (found,) = find_tags_to_prune(set_of(*captions), "zorp")
     assert (found.tag, found.share) == ("navel", 0.6)

@@ -224,7 +224,7 @@ def test_the_steady_loss_takes_at_most_its_share_of_the_training(count: int, rep
 def test_the_steady_loss_is_of_three_to_nine_images_as_its_share_allows(
     count: int, repeats: int, images: int, epochs: int
 ) -> None:
-    """Of 200 samples in an epoch, 3 % are 16.8 passes: 5 images at 3 timesteps, after every epoch."""
+    """Of 200 samples in an epoch, 3% are 16.8 passes: 5 images at 3 timesteps, after every epoch."""
     plan = small_plan(small_config(), sizes=[(64, 64)] * count, repeats=repeats)
     measured = steady_loss(plan, random_latents(plan), small_config())
     assert measured and len(measured.items) == images

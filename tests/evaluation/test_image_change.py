@@ -56,7 +56,7 @@ def test_one_prompt_or_equal_images_have_no_scale_and_no_change() -> None:
 
 @pytest.mark.parametrize("deviation", [4, 10, 30])
 def test_the_roughness_of_noise_is_its_standard_deviation(deviation: float) -> None:
-    """A cell has 8 × 8 × 3 numbers, so its deviation is known to about 5 %, the 20th percentile lies below the mean."""
+    """A cell has 8 × 8 × 3 numbers, so its deviation is known to about 5%, the 20th percentile lies below the mean."""
     assert roughness(_noisy(deviation)) * 255 == pytest.approx(deviation, rel=0.12)
 
 

@@ -72,19 +72,19 @@ def test_scores_and_excess_are_those_of_their_definition() -> None:
 def test_a_loss_that_stayed_stands_out_and_a_detailed_image_does_not() -> None:
     found = first([*usual(), image("other.png", fell=-0.02), image("detailed.png", before=5.0)])
     assert (found.image.path, found.reason) == ("other.png", "loss") and found.score > STANDS_OUT
-    assert describe_image(found).startswith("Its loss rose by 2 %, the others' fell by 49 %. Does it show")
+    assert describe_image(found).startswith("Its loss rose by 2%, the others' fell by 49%. Does it show")
 
 
 def test_what_is_usual_is_said_without_a_question() -> None:
     said = {describe_image(one) for one in rate_images([image(f"{number}.png") for number in range(6)])}
-    assert said == {"Its loss fell by 50 %, the others' by 50 %."}
+    assert said == {"Its loss fell by 50%, the others' by 50%."}
     stayed = [image(f"{number}.png", fell=0.0, caption=0.0) for number in range(6)]
     assert {describe_image(one) for one in rate_images(stayed)} == {"Its loss stayed, the others' stayed."}
 
 
 def test_shares_are_in_percent() -> None:
     said = {describe_image(one) for one in rate_images([image(f"{number}.png", fell=0.9) for number in range(6)])}
-    assert said == {"Its loss fell by 90 %, the others' by 90 %."}
+    assert said == {"Its loss fell by 90%, the others' by 90%."}
 
 
 def test_scores_that_stand_out_are_as_rare_as_their_limit_says() -> None:
@@ -102,7 +102,7 @@ def test_a_caption_that_does_not_help_stands_out_though_the_loss_fell() -> None:
     found = first([*usual(), image("caption.png", caption=-0.1)])
     assert (found.image.path, found.reason) == ("caption.png", "caption")
     assert describe_image(found) == (
-        "Its caption raises its loss by 10 %, those of the others lower theirs by 19 %. Does the caption describe "
+        "Its caption raises its loss by 10%, those of the others lower theirs by 19%. Does the caption describe "
         "this image?"
     )
 

@@ -48,7 +48,7 @@ def _rated(measure: TagMeasure) -> RatedTag:
 def test_a_tag_that_brings_what_its_images_show_is_learnt() -> None:
     rated = _rated(_tag())
     assert (rated.verdict, rated.steals, rated.pulls, rated.stands_out) == ("learnt", False, (), False)
-    assert rated.sentence == "Learnt: what it stands for goes from 10 % to 90 %."
+    assert rated.sentence == "Learnt: what it stands for goes from 10% to 90%."
     assert rated.advice == ""
 
 
@@ -56,13 +56,13 @@ def test_a_tag_that_changes_no_more_than_a_word_without_meaning_is_ignored() -> 
     for measure in (_tag(having=0.1, effect=_about(0.5)), _tag(separation=0.5, effect=_about(0.6))):
         rated = _rated(measure)
         assert rated.verdict == "ignored" and rated.stands_out
-        assert "a word without meaning by 60 %" in rated.sentence and rated.advice
+        assert "a word without meaning by 60%" in rated.sentence and rated.advice
 
 
 def test_effects_above_those_of_another_seed_are_shown_as_they_are() -> None:
     rated = _rated(_tag(having=0.1, effect=_about(1.1), floor=_about(1.3)))
-    assert rated.sentence.startswith("Ignored: it changes images by 110 % of what another seed does, a word")
-    assert rated.sentence.endswith("by 130 %.")
+    assert rated.sentence.startswith("Ignored: it changes images by 110% of what another seed does, a word")
+    assert rated.sentence.endswith("by 130%.")
 
 
 def test_a_tag_that_does_only_what_any_unknown_word_does_is_unclear() -> None:
@@ -82,7 +82,7 @@ def test_a_thief_is_frequent_and_the_trigger_alone_shows_little_of_it(
     rated = _rated(_tag(images=images, without=without))
     assert rated.steals == is_thief
     if is_thief:
-        assert rated.sentence == "zok alone shows 10 % of what this tag stands for, with the tag it is 90 %."
+        assert rated.sentence == "zok alone shows 10% of what this tag stands for, with the tag it is 90%."
         assert rated.advice.startswith("If it belongs to zok, leave the tag out and train again")
 
 

@@ -70,7 +70,7 @@ def deltas(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (RankRule(rule="sv_cumulative", threshold=0.8), 2 + 1),  # 12 of 15
         (RankRule(rule="sv_cumulative", threshold=0.81), 3 + 1),
         (RankRule(rule="sv_cumulative", threshold=1), 4),
-        (RankRule(rule="sv_fro", threshold=0.9), 2 + 1),  # √64 is 87 % of √85, √80 is 97 %
+        (RankRule(rule="sv_fro", threshold=0.9), 2 + 1),  # √64 is 87% of √85, √80 is 97%
         (RankRule(rule="sv_fro", threshold=0.85), 1 + 1),
         (RankRule(1, rule="sv_fro", threshold=0.9), 1),  # no more than the rank
     ],

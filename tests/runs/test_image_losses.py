@@ -40,7 +40,7 @@ def small_run(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path) -> Ru
 
 @pytest.fixture
 def at_any_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six steps are so few that three images would take more than 3 % of them."""
+    """Six steps are so few that three images would take more than 3% of them."""
     monkeypatch.setattr(fixed_loss, "STEADY_SHARE", 10.0)
 
 
@@ -67,7 +67,7 @@ def value_of(events: Iterable[Event]) -> ImageList:
 
 @pytest.mark.usefixtures("at_any_cost")
 def test_at_its_end_a_run_has_measured_every_image_and_so_it_is_later_with_its_file(small_run: RunSetup) -> None:
-    """The file has 16 bits of what the run had in 32: losses agree to 1 %."""
+    """The file has 16 bits of what the run had in 32: losses agree to 1%."""
     assert ending(run(small_run)) == "finished"
     kept = read_images(small_run.folder)
     assert kept and kept.epoch == 2

@@ -481,7 +481,7 @@ def test_extended_run_continues_the_series_of_files(setup: RunSetup, tmp_path: P
 def test_extended_run_reports_its_learning_rate(setup: RunSetup) -> None:
     run_logged(setup, setup.config.replace(epochs=1))
     rest = resume(setup, more_epochs=1)
-    # ½(1 + cos(π·3/6)) = 50 %
+    # ½(1 + cos(π·3/6)) = 50%
     assert [note.message for note in only(rest, Noted) if "50% of its full value" in note.message]
 
 

@@ -82,7 +82,7 @@ def test_tags_that_stand_out_come_first_with_their_images_one_click_away(page: A
     names = section.locator("li b").all_inner_texts()
     assert names == ["hat", "tree", "glossy", "beach", "cape"]
     first = section.locator("li").first
-    assert "zorp alone shows 10 % of what this tag stands for, with the tag it is 90 %." in first.inner_text()
+    assert "zorp alone shows 10% of what this tag stands for, with the tag it is 90%." in first.inner_text()
     assert "It brings beach along" in section.locator("li").nth(1).inner_text()
     first.get_by_role("button", name="With and without").click()
     images = first.locator("img")

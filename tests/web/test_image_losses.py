@@ -52,7 +52,7 @@ def test_the_images_of_a_run_are_shown_with_the_reason_first_what_stands_out(tmp
     assert (shown["epoch"], shown["can_measure"], len(shown["images"])) == (2, True, 5)
     first = shown["images"][0]
     assert Path(first["path"]).name == "002.png" and first["stands_out"] and first["caption"] == "zkw, 002"
-    assert first["sentence"].startswith("Its loss stayed, the others' fell by 50 %")
+    assert first["sentence"].startswith("Its loss stayed, the others' fell by 50%")
     assert first["loss"] == pytest.approx(0.12) and first["excess"] > 0.5
     assert session.image_tokens.path_of(first["token"]) == Path(first["path"])
     assert session.image_tokens.path_of(first["nearest"][0]["token"]) == tmp_path / "set" / "000.png"

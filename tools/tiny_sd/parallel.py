@@ -56,7 +56,7 @@ def gradients_of(*modules: nn.Module) -> list[torch.Tensor]:
 
 
 def cosine_rate(peak: float, progress: float, *, warm_up: float = 0.01) -> float:
-    """Learning rate at ``progress`` in [0, 1]: linear warm-up, then cosine to 2 % of the peak."""
+    """Learning rate at ``progress`` in [0, 1]: linear warm-up, then cosine to 2% of the peak."""
     if progress < warm_up:
         return peak * max(progress / warm_up, 0.02)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))

@@ -100,7 +100,7 @@ def draw_thing(rng: random.Random, *, shape_share: float = 0.6) -> Thing:
 
 
 def draw_scene(rng: random.Random, *, kind: str | None = None) -> Scene:
-    """A random scene, held out or not: 54 % single, 32 % pairs, 14 % counts."""
+    """A random scene, held out or not: 54% single, 32% pairs, 14% counts."""
     chosen = kind or rng.choices(("single", "pair", "count"), (0.54, 0.32, 0.14))[0]
     return {"single": _draw_single, "pair": _draw_pair, "count": _draw_count}[chosen](rng)
 

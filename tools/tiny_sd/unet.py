@@ -178,7 +178,7 @@ def build_networks(seed: int) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Freshly initialised UNet and text encoder.
 
     CLIP's own initial scales (tokens 0.02) let a shared direction drown the tokens within
-    300 steps: contexts of different captions then differed by 0.4 %. So tokens start at 0.5,
+    300 steps: contexts of different captions then differed by 0.4%. So tokens start at 0.5,
     and values four times larger than CLIP's let the padding carry the caption's words.
     Tokens never trained, a LoRA's trigger word for one, stay as distinct as the trained ones.
     """

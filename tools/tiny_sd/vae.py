@@ -163,7 +163,7 @@ def whiten_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
 
     Afterwards SCALE_FACTOR × latent has zero mean and unit variance on ``pixels``
     (B, 3, H, W), channels decorrelated, and decoding is unchanged. The posterior's
-    spread becomes a constant 3 % of the latents'.
+    spread becomes a constant 3% of the latents'.
     """
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in in_parts(pixels, 16)])
     flat = latents.permute(1, 0, 2, 3).flatten(1).double()

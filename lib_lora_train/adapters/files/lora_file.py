@@ -35,7 +35,7 @@ _DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash")
-# These multiply W itself: rounding them to fp16 would change it by 0.05 %, as much as many LoRAs do.
+# These multiply W itself: rounding them to fp16 would change it by 0.05%, as much as many LoRAs do.
 _FACTORS = (".dora_scale", ".rescale")
 _MAX_LOST = 0.01  # of a tensor's norm
 

@@ -92,7 +92,7 @@ class NetworkSettings:
     dora: bool = param(
         False,
         "Train the direction and the magnitude of weights separately (DoRA), for lora, loha and lokr. It comes "
-        "closer to full fine-tuning at a small rank, but is about 50 % slower and needs a lower learning rate.",
+        "closer to full fine-tuning at a small rank, but is about 50% slower and needs a lower learning rate.",
         group="network",
         kohya="dora_wd",
     )

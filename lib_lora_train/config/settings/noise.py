@@ -183,8 +183,8 @@ class NoiseSettings:
     )
     sigmoid_mean: float = param(
         0.0,
-        "For timestep_sampling sigmoid: centre of the distribution. 0 is the middle of the range, 1 is at 73 % "
-        "(noisier: composition), -1 at 27 % (details). Beyond 2, only one end is learnt.",
+        "For timestep_sampling sigmoid: centre of the distribution. 0 is the middle of the range, 1 is at 73% "
+        "(noisier: composition), -1 at 27% (details). Beyond 2, only one end is learnt.",
         group="noise",
         low=-5.0,
         high=5.0,
@@ -200,7 +200,7 @@ class NoiseSettings:
     timestep_shift: float = param(
         1.0,
         "Shift the chosen timesteps towards noise (above 1) or towards details (below 1). 1: no shift. For rectified "
-        "flow, 2 to 3 is usual at 1024 px; with uniform sampling, 3 moves the middle of the distribution to 75 %.",
+        "flow, 2 to 3 is usual at 1024 px; with uniform sampling, 3 moves the middle of the distribution to 75%.",
         group="noise",
         low=0.1,
         high=20.0,

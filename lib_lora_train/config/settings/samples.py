@@ -62,7 +62,7 @@ class SampleSettings:
     measure_steady_loss: bool = param(
         True,
         "Measure the loss on up to nine training images with the same noise after every epoch, and without LoRA. It "
-        "shows what the training loss hides in its noise. Takes at most 3 % of the training's time; in short epochs "
+        "shows what the training loss hides in its noise. Takes at most 3% of the training's time; in short epochs "
         "it is measured less often. If every image takes no longer than that, all are measured at the end.",
         group="samples",
     )

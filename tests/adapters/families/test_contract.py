@@ -109,7 +109,7 @@ def test_forward_and_gradients_equal_autograd_of_the_webuis_formula(case: str, k
 def factors_terms(layer: AdaptedLayer, leaves: dict[str, Tensor]) -> float:
     """‖w‖ ‖∂L/∂w‖ / |c|: how large the terms are whose sum ⟨w, ∂L/∂w⟩ / c is the gradient of the factor c of w.
 
-    They may cancel (to 0.2 % in these cases), so that roundings are small beside them, but not beside their sum.
+    They may cancel (to 0.2% in these cases), so that roundings are small beside them, but not beside their sum.
     """
     total = 0.0
     for name in LINEAR_IN[layer.family.NAME]:

@@ -90,7 +90,7 @@ def test_lora_down_starts_uniform_within_kaimings_bound() -> None:
     bound = 1 / (32 * 9) ** 0.5
     assert down.shape == (64, 32, 3, 3)
     assert 0.99 * bound < float(down.abs().max()) <= bound
-    assert float(down.std()) == pytest.approx(bound / 3**0.5, rel=0.02)  # 18,432 draws: 0.5 % standard error
+    assert float(down.std()) == pytest.approx(bound / 3**0.5, rel=0.02)  # 18,432 draws: 0.5% standard error
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -212,7 +212,7 @@ def test_file_without_tensors_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["dora_scale", "rescale"])
 def test_factors_of_the_base_weight_are_never_rounded(ending: str, tmp_path: Path) -> None:
-    """In fp16 they would change W by 0.05 %, as much as a weak LoRA does."""
+    """In fp16 they would change W by 0.05%, as much as a weak LoRA does."""
     factors = 1 + torch.rand(1, 9) * 1e-4
     write_adapter(tmp_path / "a.safetensors", {f"lora_unet_a.{ending}": factors}, metadata={}, precision="fp16")
     assert torch.equal(read_adapter(tmp_path / "a.safetensors").state[f"lora_unet_a.{ending}"], factors)

@@ -98,7 +98,7 @@ def bytes_held(world: NeoWorld) -> int:
 def test_the_plan_counts_what_a_quantised_model_and_its_copies_take(
     world: NeoWorld, host: WebuiHost, tmp_path: Path, packing: str
 ) -> None:
-    """Within 8 %, also for a checkpoint whose file cannot be read."""
+    """Within 8%, also for a checkpoint whose file cannot be read."""
     world.is_quantized, world.packing = True, packing
     world.generate()
     world.model.sd_checkpoint_info.filename = str(tmp_path / f"{packing}.safetensors")

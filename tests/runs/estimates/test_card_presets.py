@@ -85,7 +85,7 @@ def test_a_card_preset_is_found_by_its_name(preset: CardPreset) -> None:
 def test_the_card_found_chooses_the_largest_preset_that_fits_it(
     architecture: str, gib: float, name: str | None
 ) -> None:
-    """Cards report up to 7 % less than their name says."""
+    """Cards report up to 7% less than their name says."""
     found = find_card_preset(architecture, round(gib * GIB))
     assert (found.name if found else None) == name
 

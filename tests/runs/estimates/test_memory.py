@@ -122,9 +122,9 @@ KEPT["lora, both dropouts"] = {"targets": "all", "rank": 16, "network_dropout": 
 
 @pytest.mark.parametrize("values", KEPT.values(), ids=KEPT)
 def test_saved_activations_of_a_tiny_unet_are_predicted(values: dict[str, Any]) -> None:
-    """Measured with autograd's hooks on the CPU in fp32. 4 %: norm statistics and small tensors are not counted.
+    """Measured with autograd's hooks on the CPU in fp32. 4%: norm statistics and small tensors are not counted.
 
-    1 % with higher ranks, whose products are large beside these.
+    1% with higher ranks, whose products are large beside these.
     """
     model = tiny_model("sd1")
     config = TrainConfig(rank=4, train_text_encoder=False).replace(**values)
@@ -144,7 +144,7 @@ def test_saved_activations_of_a_tiny_unet_are_predicted(values: dict[str, Any]) 
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
 @pytest.mark.parametrize("family", FAMILY_CATALOG)
 def test_saved_activations_of_a_layer_are_predicted(family: str, kind: str) -> None:
-    """With 4096 positions, so that the weights are small beside them; rank 4 is a sixth of the input. 4 % as above."""
+    """With 4096 positions, so that the weights are small beside them; rank 4 is a sixth of the input. 4% as above."""
     if not CASES[family].mathematics.fits(LAYERS[kind][0]()):
         pytest.skip("webuis read this family on linear layers only")
     layer, _ = make(family, kind)
@@ -190,8 +190,8 @@ def saved_storages(known: Iterable[torch.Tensor]) -> Iterator[dict[int, Any]]:
 def test_memory_of_a_full_size_step_is_predicted(architecture: Architecture, checkpointing: bool) -> None:
     """Every tensor of a step of the published size, counted on the meta device while it lives, batch 1, bf16.
 
-    Kept after the forward pass: 2 %, with checkpointing, where it is a tenth of that, 3 %: statistics of norms
-    and other small tensors are left out. The peak: never more than predicted, and at least 85 % of it, since the
+    Kept after the forward pass: 2%, with checkpointing, where it is a tenth of that, 3%: statistics of norms
+    and other small tensors are left out. The peak: never more than predicted, and at least 85% of it, since the
     working memory is the most that any architecture needs.
     """
     spec, side = infer_spec(full_shapes(architecture)), SIDE[architecture]
@@ -207,7 +207,7 @@ def test_memory_of_a_full_size_step_is_predicted(architecture: Architecture, che
 
 
 def test_memory_of_encoding_is_predicted() -> None:
-    """The published VAE on the meta device, 512 px: within 10 %, and not less."""
+    """The published VAE on the meta device, 512 px: within 10%, and not less."""
     with flash_on_meta():
         peak = count_encoding(infer_spec(full_shapes("sd1")), torch.float16, 512)
     predicted = ENCODING * 128 * 512 * 512 * 2
@@ -235,7 +235,7 @@ def test_every_optimiser_has_a_state_size() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZER_CATALOG) - {"Custom", "AdamW8bit"}))
 def test_optimiser_state_size_is_correct(name: str) -> None:
-    """On a matrix of 512 × 512, where factored moments are 0.4 %; 1 % for these and for counters."""
+    """On a matrix of 512 × 512, where factored moments are 0.4%; 1% for these and for counters."""
     pytest.importorskip(OPTIMIZER_CATALOG[name].origin.partition(":")[0].partition(".")[0])
     parameter = nn.Parameter(torch.randn(512, 512))
     config = TrainConfig(optimizer=name)

@@ -65,8 +65,8 @@ def test_the_time_is_one_vector_beside_the_patches() -> None:
 def test_memory_of_a_step_is_predicted(targets: str, checkpointing: bool) -> None:
     """Four blocks of the published width on the meta device, 1024 px, bf16: every tensor counted while it lives.
 
-    What is kept: 2 %, as statistics of norms are left out; with checkpointing, where it is a fifth of that, the first
-    block's input counts although it needs no gradient: 25 % more at most. The peak is never more than predicted.
+    What is kept: 2%, as statistics of norms are left out; with checkpointing, where it is a fifth of that, the first
+    block's input counts although it needs no gradient: 25% more at most. The peak is never more than predicted.
     """
     spec, kind = spec_of(FEW_BLOCKS), kind_of("anima")
     config = TrainConfig(targets=targets, train_text_encoder=False, gradient_checkpointing=checkpointing)
