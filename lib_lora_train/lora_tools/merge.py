@@ -169,8 +169,10 @@ def merge(
             builder.add_layer(key, {"w_norm": layer.delta(), "b_norm": bias})
             continue
         deltas = layer.deltas()
-        diff, plain = combine(deltas, options, key=key), sum_of(deltas)
-        moved, whole = moved + _squared(diff - plain), whole + _squared(plain)
+        diff = combine(deltas, options, key=key)
+        if options.method != "sum":
+            plain = sum_of(deltas)
+            moved, whole = moved + _squared(diff - plain), whole + _squared(plain)
         tensors = _layer_tensors(layer, diff, to, rank)
         left_out += add_bias(key, tensors, bias, to)
         builder.add_layer(key, tensors, diff)

@@ -126,6 +126,15 @@ def test_what_a_lora_cannot_hold_is_measured(base: Path) -> None:
     assert without.outside == pytest.approx(math.sqrt((outside + squares[TEXT]) / whole), rel=1e-4)
 
 
+def test_a_checkpoint_that_predicts_something_else_is_pointed_out(base: Path) -> None:
+    tuned = write_tuned(base, "tuned.safetensors", noise(base, LINEAR))
+    with safe_open(str(tuned), framework="pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(tuned), "v_pred": torch.tensor([])}, tuned, metadata=metadata)  # the webuis' marker
+    (note,) = extract(base, tuned, ExtractOptions(RankRule(4), targets="attention")).notes
+    assert note.startswith("base predicts epsilon, tuned v_prediction: a LoRA for base cannot change that")
+
+
 def test_a_rule_gives_every_layer_its_own_rank(base: Path) -> None:
     flat, steep = noise(base, LINEAR)[LINEAR], torch.ones(load_file(base)[POINT].shape) * 0.01
     tuned = write_tuned(base, "tuned.safetensors", {LINEAR: flat, POINT: steep})
