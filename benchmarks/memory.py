@@ -73,12 +73,10 @@ def flash_on_meta() -> Iterator[None]:
 
 
 def meta_unet(spec: Any, dtype: torch.dtype) -> Any:
-    """The frozen diffusers UNet on the meta device."""
-    from diffusers import UNet2DConditionModel
+    """The frozen UNet on the meta device, as it is trained."""
+    from lib_lora_train.models.library_compat import build_unet
 
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**spec.unet).to(dtype)
-    return unet.requires_grad_(False).eval()
+    return build_unet(spec.unet).to(dtype)
 
 
 def count_step(unet: Any, spec: Any, adapter: Any, *, side: int, batch: int = 1, checkpointing: bool = False) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, reshape_for_layer
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
+from lib_lora_train.adapters.joint_lora import join_projections, separate_projections
 from lib_lora_train.adapters.layer_names import (
     is_ia3_target,
     is_text_target,
@@ -99,6 +100,7 @@ class Adapter:
         self._targets: dict[str, Target] = {}
         self._buffers: list[FlatBuffer] = []
         self._hooks: list[RemovableHandle] = []
+        self._joined: list[Any] = []
 
     @contextmanager
     def strength(self, value: float) -> Iterator[None]:
@@ -112,11 +114,17 @@ class Adapter:
 
     @contextmanager
     def training(self, rates: DropoutRates, seed: int, *counters: int) -> Iterator[None]:
-        """Inside, forward and backward passes apply dropout; `counters` identify the micro-batch."""
+        """Inside are the forward and backward passes of one micro-batch, which `counters` identify, with dropout.
+
+        The gradients are complete afterwards.
+        """
         is_random = rates.is_active or self.spec.family == "dylora"
         self._switch.dropout = DropoutState(rates, seed, counters) if is_random else None
         try:
-            yield
+            with ExitStack() as stack:
+                for buffer in self._buffers:
+                    stack.enter_context(buffer.micro_batch())
+                yield
         finally:
             self._switch.dropout = None
 
@@ -171,9 +179,11 @@ class Adapter:
         """Put the original modules back. The adapter keeps its weights."""
         for hook in self._hooks:
             hook.remove()
+        separate_projections(self._joined)
         for key, target in self._targets.items():
             target.replace_layer(self.layers[key].base_layer)
         self._hooks.clear()
+        self._joined.clear()
         self._targets.clear()
 
     def _add_group(self, name: str, root: nn.Module, targets: list[Target], *, seed: int) -> None:
@@ -217,6 +227,7 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
         for weight in dict.fromkeys(target.lr_weight for target in targets):
             same = [target for target in targets if target.lr_weight == weight]
             adapter._add_group(name, found[name][0], same, seed=seed)
+    adapter._joined = join_projections(model.unet)
     return adapter
 
 
@@ -236,6 +247,7 @@ def inject_parsed(model: ModelParts, parsed: ParsedLora) -> tuple[Adapter, tuple
     adapter = Adapter(AdapterSpec(family=name, rank=first.options.rank, alpha=first.options.alpha))
     for group, (root, targets) in found.items():
         adapter._add_group(group, root, targets, seed=0)
+    adapter._joined = join_projections(model.unet)
     return adapter, unmatched
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models.lean_modules import use_lean_modules
 
 
 def build_unet(config: Mapping[str, Any]) -> nn.Module:
@@ -17,7 +18,9 @@ def build_unet(config: Mapping[str, Any]) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return _module(UNet2DConditionModel(**config))
+        unet = _module(UNet2DConditionModel(**config))
+    use_lean_modules(unet)
+    return unet
 
 
 def build_vae(config: Mapping[str, Any], scale_factor: float) -> nn.Module:

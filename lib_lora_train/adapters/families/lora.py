@@ -85,7 +85,8 @@ class Lora(Family):
             return output + self._stepwise(layer, x, slices, scale, dropout)
         down, up = slices.values(base_weight(layer).dtype)
         if isinstance(layer, nn.Conv2d):
-            return conv_lora(x, down, up, layer, scale=scale, slices=slices)
+            compute = pointwise_lora if is_pointwise(layer) else conv_lora
+            return compute(x, down, up, layer, scale=scale, slices=slices)
         return linear_lora(x, down, up, layer, scale=scale, slices=slices)
 
     def _stepwise(
@@ -141,6 +142,20 @@ def conv_lora(
     anchor = slices.anchor if slices else None
     output: Tensor = _ConvLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
     return output
+
+
+def pointwise_lora(
+    x: Tensor, down: Tensor, up: Tensor, layer: nn.Conv2d, *, scale: float, slices: Slices | None = None
+) -> Tensor:
+    """`conv_lora` for a layer that `is_pointwise`, by matrix products, which are faster than convolutions."""
+    anchor = slices.anchor if slices else None
+    output: Tensor = _PointwiseLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
+    return output
+
+
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether each output pixel depends on one input pixel, at the same place."""
+    return tuple(layer.kernel_size) == (1, 1) and tuple(layer.stride) == (1, 1) and set(layer.padding) == {0}
 
 
 def _save_for_backward(ctx: Any, x: Tensor, hidden: Tensor, down: Tensor, up: Tensor) -> None:
@@ -251,6 +266,61 @@ class _ConvLora(torch.autograd.Function):
         ctx.slices.add_gradient("down", grad_down)
         ctx.slices.add_gradient("up", grad_up)
         return grad_x, *_NO_GRADIENTS
+
+
+class _PointwiseLora(torch.autograd.Function):
+    """y = conv1×1(x, W) + b + up (scale · down x), with x as (B, i, P) of P pixels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        down: Tensor,
+        up: Tensor,
+        _anchor: Tensor | None,
+        layer: nn.Conv2d,
+        scale: float,
+        slices: Slices | None,
+    ) -> Tensor:
+        ctx.layer, ctx.scale, ctx.slices = layer, scale, slices
+        output = F.conv2d(x, layer.weight, layer.bias).contiguous()
+        hidden = torch.bmm(_for_each(down, len(x)), x.flatten(2))  # (B, r, P)
+        if scale != 1:
+            hidden.mul_(scale)
+        output.flatten(2).baddbmm_(_for_each(up, len(x)), hidden)
+        _save_for_backward(ctx, x, hidden, down, up)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, down, up, weight = _load_saved(ctx)
+        count, pixels = len(grad), grad.flatten(2)  # (B, o, P)
+        grad_hidden = torch.bmm(_for_each(up, count).transpose(1, 2), pixels)  # (B, r, P)
+        if ctx.scale != 1:
+            grad_hidden.mul_(ctx.scale)
+        grad_x = None
+        if weight is not None:
+            shape = (*grad.shape[:1], weight.shape[1], *grad.shape[2:])
+            grad_x = _conv.conv2d_input(shape, weight, grad).contiguous()
+            grad_x.flatten(2).baddbmm_(_for_each(down, count).transpose(1, 2), grad_hidden)
+        if not ctx.trains:
+            return grad_x, *_NO_GRADIENTS
+        pairs = {"down": (grad_hidden, x.flatten(2)), "up": (pixels, hidden)}
+        if ctx.slices is None:
+            grad_down, grad_up = (torch.bmm(left, right.transpose(1, 2)).sum(0) for left, right in pairs.values())
+            return grad_x, grad_down.view(down.shape), grad_up.view(up.shape), None, None, None, None
+        for name, (left, right) in pairs.items():
+            if count == 1:
+                ctx.slices.add_product(name, left[0], right[0].t())
+            else:
+                ctx.slices.add_gradient(name, torch.bmm(left, right.transpose(1, 2)).sum(0))
+        return grad_x, *_NO_GRADIENTS
+
+
+def _for_each(matrix: Tensor, count: int) -> Tensor:
+    """(a, b, 1, 1) → (count, a, b): the same matrix for each image."""
+    return matrix.flatten(1).expand(count, -1, -1)
 
 
 _NO_GRADIENTS = (None,) * 6

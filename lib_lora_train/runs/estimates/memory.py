@@ -45,7 +45,7 @@ from lib_lora_train.runs.estimates.forward_trace import trace_text_encoder, trac
 from lib_lora_train.runs.estimates.trained_parameters import count_parameters, saved_by_layer, text_ranks, unet_ranks
 from lib_lora_train.runs.estimates.transformer_trace import trace_transformer
 
-WORKING = 10.5
+WORKING = 16.1
 """Temporary tensors of the backward pass: the most measured by `benchmarks/memory.py`, in units of `working_size`."""
 ENCODING = 5.1
 """Peak of the VAE encoder, measured by the same benchmark, in widths of its first level per pixel."""
@@ -159,9 +159,9 @@ def _adapter_bytes(config: TrainConfig, size: int) -> float:
     """Bytes per trained parameter."""
     own = DTYPE_BYTES[config.lora_precision]
     weight, gradient, backup = own, own, own  # the backup restores weights after a NaN loss
-    cast = 0 if size == own else size
+    casts = 0 if size == own else 2 * size  # of the weights, and of the gradients until a micro-batch ends
     ema = 4 if config.ema_decay else 0
-    return weight + gradient + backup + cast + ema + OPTIMIZER_BYTES[config.optimizer]
+    return weight + gradient + backup + casts + ema + OPTIMIZER_BYTES[config.optimizer]
 
 
 def _step_bytes(config: TrainConfig) -> int:

@@ -11,11 +11,37 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.base import is_plain_conv, is_wide_conv
-from lib_lora_train.adapters.families.lora import conv_lora, drop_activations, linear_lora
+from lib_lora_train.adapters.families.lora import conv_lora, drop_activations, is_pointwise, linear_lora, pointwise_lora
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.max_norm import delta_norms
 from lib_lora_train.adapters.registry import FAMILIES
 from tests.stand_ins.adapter_cases import ALPHA, RANK, TOLERANCE, every_layer, make, relative
+
+
+def function_for(base: Any) -> Any:
+    """The fused Function that serves a base layer."""
+    if not isinstance(base, nn.Conv2d):
+        return linear_lora
+    return pointwise_lora if is_pointwise(base) else conv_lora
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_1x1_convolution_by_matrix_products_equals_the_one_by_convolutions(batch: int, memory_format: Any) -> None:
+    layer, _ = make("lora", "conv1x1")
+    base: Any = layer.base_layer
+    assert is_pointwise(base)
+    tensors = layer.slices.fp32()
+    results = []
+    for apply in (pointwise_lora, conv_lora):
+        x = torch.randn(batch, base.in_channels, 5, 3, generator=torch.Generator().manual_seed(1))
+        x = x.to(memory_format=memory_format).requires_grad_()
+        down, up = (tensor.clone().requires_grad_() for tensor in tensors.values())
+        output = apply(x, down, up, base, scale=0.75)
+        output.square().sum().backward()  # type: ignore[no-untyped-call]
+        results.append((output.detach(), x.grad, down.grad, up.grad))
+    for products, convolutions in zip(*results, strict=True):
+        torch.testing.assert_close(products, convolutions, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.75, 2.0, 0.0])
@@ -24,18 +50,18 @@ def test_lora_gradients_pass_numerical_check(kind: str, scale: float) -> None:
     layer, x = make("lora", kind)
     base: Any = layer.base_layer.double()
     down, up = (tensor.double().requires_grad_() for tensor in layer.slices.fp32().values())
-    apply: Any = conv_lora if isinstance(base, nn.Conv2d) else linear_lora
+    apply = function_for(base)
     inputs = (x.double()[:1].requires_grad_(), down, up)
     assert torch.autograd.gradcheck(lambda *tensors: apply(*tensors, base, scale=scale), inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("only", ["x", "down", "up"])
-@pytest.mark.parametrize("kind", ["linear", "conv3x3_strided"])
+@pytest.mark.parametrize("kind", ["linear", "conv1x1", "conv3x3_strided"])
 def test_a_tensor_gets_its_gradient_if_no_other_needs_one(kind: str, only: str) -> None:
     layer, x = make("lora", kind)
     base: Any = layer.base_layer.double()
     tensors = {"x": x.double(), **{name: tensor.double() for name, tensor in layer.slices.fp32().items()}}
-    apply: Any = conv_lora if isinstance(base, nn.Conv2d) else linear_lora
+    apply = function_for(base)
     found: list[Tensor] = []
     for names in (list(tensors), [only]):
         inputs = {name: tensor.detach().clone().requires_grad_(name in names) for name, tensor in tensors.items()}
