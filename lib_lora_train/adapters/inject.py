@@ -17,7 +17,8 @@ from lib_lora_train.adapters.block_weights import DEFAULT_BLOCK, BlockSettings, 
 from lib_lora_train.adapters.dropout import DropoutRates, DropoutState
 from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.options import Options
-from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, reshape_for_layer
+from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora, aliases, weights_for
+from lib_lora_train.adapters.files.unread_keys import describe_unread
 from lib_lora_train.adapters.flat_parameters import FlatBuffer, Slices
 from lib_lora_train.adapters.joint_lora import join_projections, separate_projections
 from lib_lora_train.adapters.layer_names import (
@@ -238,8 +239,7 @@ def inject_parsed(model: ModelParts, parsed: ParsedLora) -> tuple[Adapter, tuple
     """
     roots = _unadapted_roots(model)
     found, unmatched = match_targets(model, parsed)
-    if not found:
-        raise AdapterError("No layer of this file fits the model. Choose a checkpoint of the kind it was trained on.")
+    require_a_fit(found, parsed)
     for root in roots:
         root.requires_grad_(False)
     first = next(iter(found.values()))[1][0]
@@ -249,6 +249,15 @@ def inject_parsed(model: ModelParts, parsed: ParsedLora) -> tuple[Adapter, tuple
         adapter._add_group(group, root, targets, seed=0)
     adapter._joined = join_projections(model.unet)
     return adapter, unmatched
+
+
+def require_a_fit(found: Mapping[str, Any], parsed: ParsedLora) -> None:
+    """AdapterError if no layer of a file fits the model; it names what is not read of the file."""
+    if not found:
+        unread = f" Not read: {describe_unread(parsed.unknown)}." if parsed.unknown else ""
+        raise AdapterError(
+            f"No layer of this file fits the model.{unread} Choose a checkpoint of the kind it was trained on."
+        )
 
 
 def has_adapter(model: ModelParts) -> bool:
@@ -299,18 +308,8 @@ def unet_layer_names(model: ModelParts) -> list[str]:
 
 def _parsed_target(root: nn.Module, name: str, key: str, layer: ParsedLayer) -> Target | None:
     """The target with the file's weights; None if they are for a layer of another kind or size."""
-    module = root.get_submodule(name)
-    base = base_weight(module).detach()
-    weights = reshape_for_layer(layer.weights, base)
-    if weights is None or not layer.family.fits(module):
-        return None
-    try:
-        diff = layer.family.diff_weight(weights, layer.options, base.float().cpu())
-    except (RuntimeError, ValueError):  # torch raises these for shapes that do not match
-        return None
-    if diff.shape != base.shape:
-        return None
-    return Target(root, name, key, layer.family, layer.options, weights=weights)
+    weights = weights_for(layer, root.get_submodule(name))
+    return None if weights is None else Target(root, name, key, layer.family, layer.options, weights=weights)
 
 
 def find_targets(model: ModelParts, spec: AdapterSpec) -> dict[str, tuple[nn.Module, list[Target]]]:

@@ -15,6 +15,8 @@ from torch import Tensor
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.families.base import base_weight
 from lib_lora_train.adapters.families.dora import MAGNITUDE, RowDora
+from lib_lora_train.adapters.families.glora import KernelGlora
+from lib_lora_train.adapters.families.ia3 import KernelIa3
 from lib_lora_train.adapters.families.loha import tucker
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted, add_bias
 from lib_lora_train.adapters.files.decode import parse_state, reshape_for_layer
@@ -36,6 +38,8 @@ def form_of_layer(layer: AdaptedLayer) -> str:
     if layer.family is NORM:
         return "full_norm"
     name, weights = layer.family.NAME, layer.slices.positions
+    if isinstance(layer.family, (KernelGlora, KernelIa3)):
+        return f"{name}_conv"
     if name in ("oft", "boft"):
         return rotation_form(name, is_bounded=layer.options.constraint > 0, is_rescaled="rescale" in weights)
     if MAGNITUDE in weights:

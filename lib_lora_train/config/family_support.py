@@ -64,7 +64,9 @@ FORMS: Mapping[str, str] = {
     "lokr_dora": "LoKr with DoRA",
     "lokr_dora_output": "LoKr with DoRA per output channel (files of LyCORIS and OneTrainer)",
     "glora": "GLoRA",
+    "glora_conv": "GLoRA of convolutions (files of LyCORIS)",
     "ia3": "(IA)³",
+    "ia3_conv": "(IA)³ of convolutions (files of LyCORIS)",
     "oft": "OFT",
     "oft_constraint": "OFT with `constraint`",
     "oft_rescaled": "OFT, rescaled",
@@ -96,7 +98,8 @@ _BASE_NORMS = Support("wrong", "by 2 to 28%, silently: it takes the norms of W i
 SUPPORT: Mapping[str, Mapping[str, Support]] = {
     "A1111": _all((*_LOW_RANK, *_EXACT, "lokr_tucker", "ia3", "oft", "boft"), _RIGHT)
     | _all(("oft_constraint", "oft_rescaled"), Support("right", "measured with both at once"))
-    | _all(_OUTPUT_DORA, _WRONG_AXIS),
+    | _all(_OUTPUT_DORA, _WRONG_AXIS)
+    | _all(("glora_conv", "ia3_conv"), Support("partly", "its convolutions are not read")),
     "Forge": _all((*_LOW_RANK, *_EXACT), _RIGHT)
     | _all(_OUTPUT_DORA, _BASE_NORMS)
     | _all(("ia3", *_ROTATIONS[:4]), _SILENT)

@@ -22,6 +22,7 @@ from lib_lora_train.adapters.files.decode import (
 )
 from lib_lora_train.adapters.files.defects import Defect, describe_defects
 from lib_lora_train.adapters.files.lora_file import AdapterFile, read_adapter
+from lib_lora_train.adapters.files.unread_keys import describe_unread
 from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.family_catalog import families_forge_ignores
 from lib_lora_train.core.wording import count, shorten_list
@@ -104,10 +105,7 @@ class LoraReport:
                 f"({names})."
             )
         if self.unknown:
-            found.append(
-                f"{count(len(self.unknown), 'key is', 'keys are')} not recognised "
-                f"({shorten_list(self.unknown, _SHOWN)})."
-            )
+            found.append(f"Not read: {describe_unread(self.unknown)}.")
         if self.zero and len(self.zero) == sum(self.parts.values()):
             found.append("Every layer is zero: the file has no effect.")
         ignored = [name for name in self.families if name in families_forge_ignores()]

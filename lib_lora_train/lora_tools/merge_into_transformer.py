@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file, reshape_for_layer
+from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file, reshape_for_layer, weights_for
 from lib_lora_train.core.errors import AdapterError, ModelError
 from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.lora_tools.changed_copy import write_changed_copy
@@ -107,17 +107,7 @@ def _fits(layer: ParsedLayer, name: str, layers: Mapping[str, str], header: Head
     if name not in layers:
         return False
     rows, columns = header.entries[f"{layers[name]}.weight"].shape
-    if not layer.family.fits(nn.Linear(columns, rows, device="meta")):
-        return False
-    base = torch.empty(rows, columns, device="meta")
-    weights = reshape_for_layer(layer.weights, base)
-    if weights is None:
-        return False
-    try:
-        on_meta = {short: tensor.to("meta") for short, tensor in weights.items()}
-        return layer.family.diff_weight(on_meta, layer.options, base).shape == base.shape
-    except (RuntimeError, ValueError):  # torch raises these for shapes that do not match
-        return False
+    return weights_for(layer, nn.Linear(columns, rows, device="meta")) is not None
 
 
 def _delta(layer: ParsedLayer, base: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The checkpoint of a planned run: what it is, and what speaks against training on it with these settings.
 
-Does not import PyTorch.
+Does not import PyTorch, except for a run that continues a LoRA file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
     cannot be read here, so a model that is only selected there is warned about.
     """
     if target.checkpoint is None:
-        return CheckpointCheck(problems=tuple(form_problems(config, target.webui)))
+        return CheckpointCheck(problems=_file_problems(config, target))
     if target.problem:
         problem = Problem("error", "checkpoint", target.problem)
         return CheckpointCheck(model_name(target.checkpoint), problems=(problem,))
@@ -54,7 +54,7 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
         info = read_checkpoint_info(target.checkpoint, target.vae)
     except ModelError as reason:
         if target.is_loaded:
-            return CheckpointCheck(model_name(target.checkpoint), problems=tuple(form_problems(config, target.webui)))
+            return CheckpointCheck(model_name(target.checkpoint), problems=_file_problems(config, target))
         where = "vae" if isinstance(reason, VaeError) else "checkpoint"
         if target.is_selected:
             text = f"{reason} The webui has not loaded it yet; if it can, generate an image and check again."
@@ -65,12 +65,22 @@ def check_checkpoint(config: TrainConfig, target: RunTarget) -> CheckpointCheck:
     problems = (
         *checkpoint_problems(info.spec, config),
         *_clip_skip_problems(info.spec, config, target),
-        *form_problems(config, target.webui, info.spec),
+        *_file_problems(config, target, info.spec),
     )
     needs_webui = kind_of(info.spec.architecture).needs_webui
     if needs_webui and not target.is_loaded:
         problems = (Problem("error", "checkpoint", f"{info.name}: {needs_webui}"),)
     return CheckpointCheck(description, info.spec.own_resolution, problems)
+
+
+def _file_problems(config: TrainConfig, target: RunTarget, spec: ModelSpec | None = None) -> tuple[Problem, ...]:
+    """What speaks against the file that the run continues, which PyTorch must open, and against those it writes."""
+    problems = tuple(form_problems(config, target.webui, spec))
+    if not config.continue_from or any(problem.level == "error" for problem in problems):
+        return problems
+    from lib_lora_train.runs.continued_file import continued_file_problems
+
+    return (*continued_file_problems(config, spec), *problems)
 
 
 def _clip_skip_problems(spec: ModelSpec, config: TrainConfig, target: RunTarget) -> Iterator[Problem]:

@@ -41,7 +41,17 @@ _CORES = tuple(
 
 _DISTINCTIVE = (
     *(ending for ending, _ in _CORES),
-    *("lora_down.weight", "oft_blocks", "rescale", "on_input", "dora_scale", "hada_w1_a", "lokr_w1", "lokr_w1_a"),
+    *(
+        "lora_down.weight",
+        "oft_blocks",
+        "rescale",
+        "on_input",
+        "a1.weight",
+        "dora_scale",
+        "hada_w1_a",
+        "lokr_w1",
+        "lokr_w1_a",
+    ),
 )
 """The endings by which forms differ."""
 
@@ -100,6 +110,8 @@ def _form(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return rotation_form(family, is_bounded=False, is_rescaled="rescale" in shapes)
     if "on_input" in shapes:
         return "ia3"
+    if "a1.weight" in shapes:
+        return "glora_conv" if len(shapes["a1.weight"]) == 4 else "glora"
     if OUTPUT_MAGNITUDE in shapes or "dora_scale" in shapes:
         family = "loha" if "hada_w1_a" in shapes else "lokr" if {"lokr_w1", "lokr_w1_a"} & shapes.keys() else "lora"
         is_input = shapes.get("dora_scale", ())[:1] == (1,) and len(shapes["dora_scale"]) > 1

@@ -14,7 +14,6 @@ from typing import TypeVar
 from PIL import Image
 
 from lib_lora_train.adapters.create import create_adapter
-from lib_lora_train.adapters.files.anima_layers import anima_part, describe_parts
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.readable import count_file_values
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
@@ -235,21 +234,11 @@ def unused_name(folders: Iterable[Path], name: str) -> str:
 
 
 def report_notices(run: RunContext) -> Iterator[Event]:
-    """Notes before the first step: a changed file name, and keys or layers that were left out."""
+    """Notes before the first step: a changed file name, and layers that cannot be trained."""
     requested = run.config.output_name
     if run.name != requested and not run.state:
         message = f"There already are LoRA files named {requested}, so this run is saved as {run.name}."
         yield Noted("hint", "output_name", message)
-    left_out = run.adapter.left_out
-    if left_out:
-        parts, others = describe_parts(left_out), [name for name in left_out if not anima_part(name)]
-        if parts:
-            text = f"the file has {parts}, not trained here and missing from this run's files."
-            yield Noted("warning", "continue_from", text)
-        if others:
-            shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-            text = f"this model lacks {count(len(others), 'key or layer', 'keys or layers')} of the file: {shown}."
-            yield Noted("warning", "continue_from", text)
     if run.adapter.skipped:
         message = f"{count(len(run.adapter.skipped), 'layer')} cannot have this LoRA type and are not trained."
         yield Noted("warning", "targets", message)

@@ -39,6 +39,7 @@ from lib_lora_train.runs.checkpoints import (
     save_step_lora,
     save_training_state,
 )
+from lib_lora_train.runs.continued_file import continued_file_problems
 from lib_lora_train.runs.estimates.requirements import check_precision
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.folder import RunFolder
@@ -136,6 +137,7 @@ def _run_phases(
     elif run_plan.config.sample_prompts != config.sample_prompts:  # resuming keeps what was written here
         config = config.replace(sample_prompts=run_plan.config.sample_prompts)
         write_toml_config(folder.config, config)
+    require_usable(list(continued_file_problems(config)) if before is None else [])
     expected = identity_from_values(before.model) if before else options.model
     try:
         model = yield from _load_model(config, host, control, None if options.any_model else expected)
@@ -188,6 +190,7 @@ def _check_model(model: DiffusionModel, config: TrainConfig, host: Host) -> Iter
     yield Noted("hint", model.name, f"{MODEL_NOTE}{describe_loaded(model, host.run_target(config))}.")
     problems = (
         *checkpoint_problems(model.spec, config),
+        *continued_file_problems(config, model.spec),
         *form_problems(config, host.run_target(config).webui, model.spec),
         *check_precision(precision_of(model), model.device.type),
     )

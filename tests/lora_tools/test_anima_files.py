@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import torch
@@ -19,12 +17,11 @@ from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.cli import main as cli
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, ModelError
-from lib_lora_train.core.events import Noted
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.lora_tools.check import check, check_file
 from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import merge
-from lib_lora_train.runs.run_context import report_notices
+from lib_lora_train.runs.continued_file import continued_file_problems
 from tests.stand_ins.tiny_anima import adapter_tensors, transformer_tensors
 
 
@@ -142,9 +139,8 @@ def test_a_run_continues_from_a_file_of_others_and_says_what_it_leaves_out(check
     model = StandaloneHost(None, None, tmp_path, "cpu").load_layers(config)
     adapter = create_adapter(model, config.replace(train_text_encoder=False))
     assert list(adapter.layers) == ["lora_unet_blocks_0_cross_attn_k_proj"]
-    run = SimpleNamespace(config=config, name=config.output_name, state=None, adapter=adapter)
-    first, second = [note.message for note in report_notices(cast(Any, run)) if isinstance(note, Noted)]
     adapter.remove()
+    first, second = [problem.message for problem in continued_file_problems(config, model.spec)]
     assert first == (
         "the file has 1 layer of Anima's text adapter (llm_adapter), not trained here and missing from "
         "this run's files."

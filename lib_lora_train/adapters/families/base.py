@@ -38,6 +38,7 @@ class Family(ABC):
         LAYOUTS: the shapes that the tensors of a layer may have together in a file, one entry per form; see `layouts`.
             A file is recognised by the tensors that all forms have
         DEPENDS_ON_MODEL: whether ΔW also depends on W
+        IS_TRAINED_HERE: False for what is only read, from files of other programs
     """
 
     NAME: ClassVar[str]
@@ -45,6 +46,7 @@ class Family(ABC):
     SCALE_EXPONENTS: ClassVar[Mapping[str, float]] = {}
     LAYOUTS: ClassVar[tuple[Layout, ...]] = ()
     DEPENDS_ON_MODEL: ClassVar[bool] = False
+    IS_TRAINED_HERE: ClassVar[bool] = True
 
     def fits(self, layer: nn.Module) -> bool:
         """Whether the family can adapt this layer; by default Linear and ungrouped, zero-padded 2-D convolution."""

@@ -3,7 +3,7 @@
     weight  (out,) or, with `on_input`, (in,)
 
 Less than a megabyte for SD1; needs about fifty times LoRA's learning rate. Linear layers only: A1111 misreads factors
-of a convolution's outputs.
+of a convolution's outputs. LyCORIS has them, (1, n, 1, 1): `KernelIa3` is for its files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.delta_autograd import leaf
 from lib_lora_train.adapters.dropout import LayerDropout
-from lib_lora_train.adapters.families.base import Family, Weights, base_bias, base_weight, is_linear
+from lib_lora_train.adapters.families.base import Family, Weights, base_bias, base_weight, is_linear, is_plain_conv
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.flat_parameters import Slices
 
@@ -70,3 +70,20 @@ class Ia3(Family):
     def with_fixed(self, options: Options, fixed: Mapping[str, Tensor]) -> Options:
         """The options with the file's side."""
         return replace(options, on_input=bool(fixed["on_input"])) if "on_input" in fixed else options
+
+
+class KernelIa3(Ia3):
+    """(IA)³ of a convolution, (1, n, 1, 1), as LyCORIS writes it; only for files of other trainers."""
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Linear layers, which have the weights of a 1×1 convolution, and plain convolutions."""
+        return is_linear(layer) or is_plain_conv(layer)
+
+    def diff_weight(self, weights: Weights, options: Options, base: Tensor) -> Tensor:
+        """ΔW, shaped like `base`."""
+        shape = [1] * base.dim()
+        shape[1 if options.on_input else 0] = -1
+        return base.to(weights["weight"].dtype) * weights["weight"].reshape(shape)
+
+    forward = Family.forward
+    """With ΔW: scaling the output would cost one more convolution for factors of inputs."""

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lib_lora_train.adapters.families.base import Family
+from lib_lora_train.adapters.families.base import Family, base_weight
 from lib_lora_train.adapters.families.dora import MAGNITUDE, Dora, RowDora
-from lib_lora_train.adapters.families.glora import as_older, is_newer
+from lib_lora_train.adapters.families.glora import KernelGlora, as_older, is_newer
+from lib_lora_train.adapters.families.ia3 import KernelIa3
+from lib_lora_train.adapters.families.input_oft import InputOft
 from lib_lora_train.adapters.families.layouts import match_layout, rank_of, required_names
 from lib_lora_train.adapters.families.options import Options
 from lib_lora_train.adapters.files.defects import Defect, describe_defects, find_defect, find_misfit
@@ -28,6 +30,7 @@ from lib_lora_train.core.errors import AdapterError
 NEWER_GLORA = "newer layout"
 OTHER_ALPHA = "alpha that is not a rank"
 TUCKER_LOKR = "LoKr with a core"
+_KERNEL_GLORA, _KERNEL_IA3 = KernelGlora(), KernelIa3()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +109,13 @@ def parse_state(state: Mapping[str, Tensor]) -> ParsedLora:
         origin.setdefault(module, []).append(key)
     has_two = any(module.startswith("lora_te2_") for module in found)
     is_renamed = has_renamed_magnitudes(found.values())
+    is_peft = any(key.startswith("base_model.model.") for key in state)
     layers: dict[str, ParsedLayer] = {}
     defects: list[Defect] = []
     for module, theirs in found.items():
         tensors = in_our_layout(theirs, has_renamed_magnitudes=is_renamed)
         name = "lora_te1_" + module[len("lora_te_") :] if has_two and module.startswith("lora_te_") else module
-        family = _family_of(tensors)
+        family = _input_oft(tensors, is_peft=is_peft) if "oft_R.weight" in tensors else _family_of(tensors)
         layer: ParsedLayer | Defect | None = (
             _missing_partner(name, tensors) if family is None else find_defect(name, tensors)
         )
@@ -127,7 +131,7 @@ def parse_state(state: Mapping[str, Tensor]) -> ParsedLora:
 
 
 def _known_endings() -> set[str]:
-    families = (*FAMILIES.values(), NORM, Dora(FAMILIES["lora"]))
+    families = (*FAMILIES.values(), NORM, Dora(FAMILIES["lora"]), InputOft())
     return {ending for family in families for ending in family.STATE_KEYS.values()}
 
 
@@ -137,11 +141,25 @@ def _family_of(tensors: Mapping[str, Tensor]) -> Family | None:
     family = _family(endings)
     if family is None or not endings <= set(family.STATE_KEYS.values()):
         return None
-    if family.NAME == "ia3" and _misfit("", family, {"weight": tensors["weight"]}):
-        return None  # a layer of something else: most weights of any model have such a key
+    if family.NAME == "ia3" and ("on_input" not in tensors or _misfit("", family, {"weight": tensors["weight"]})):
+        return None  # a layer of something else: every weight of any model has such a key
+    if family.NAME == "ia3" and tensors["weight"].dim() == 4:
+        return _KERNEL_IA3
+    if family.NAME == "glora" and tensors["a1.weight"].dim() == 4:
+        return _KERNEL_GLORA
     if family.NAME == "oft" and tensors["oft_blocks"].dim() == 4:
         return FAMILIES["boft"]  # the two share a key
     return family
+
+
+def _input_oft(tensors: Mapping[str, Tensor], *, is_peft: bool) -> Family | None:
+    """OFT of inputs by PEFT's rule or OneTrainer's; None for a file of PEFT without its configuration."""
+    if set(tensors) - set(FIXED) != {"oft_R.weight"} or (is_peft and "oft_R.terms" not in tensors):
+        return None
+    if is_peft:
+        return InputOft(int(tensors["oft_R.terms"]))
+    is_scaled = bool(tensors.get("oft_R.scaled_oft", torch.tensor(False)))
+    return InputOft(turns_back=True, is_scaled=is_scaled)
 
 
 def _missing_partner(name: str, tensors: Mapping[str, Tensor]) -> Defect | None:
@@ -168,6 +186,8 @@ def _layer(name: str, family: Family, tensors: Mapping[str, Tensor]) -> ParsedLa
         return misfit
     rank = rank_of(match_layout(weights, family.LAYOUTS) or {})
     layer = ParsedLayer(family, weights, family.with_fixed(Options(rank=rank, alpha=float(rank)), fixed))
+    if family is _KERNEL_GLORA:
+        return replace(layer, remark=NEWER_GLORA)
     if family.NAME == "glora":
         return _glora(layer, float(fixed.get("alpha", torch.tensor(0.0))))
     if family.NAME == "lokr" and "t2" in weights:
@@ -246,3 +266,19 @@ def reshape_for_layer(weights: Mapping[str, Tensor], base: Tensor) -> dict[str, 
             value = value[:, :, None, None] if is_conv else value.flatten(1)
         shaped[short] = value
     return shaped
+
+
+def weights_for(layer: ParsedLayer, module: nn.Module) -> dict[str, Tensor] | None:
+    """The layer's weights for this module, fp32; None if they are for one of another kind or size.
+
+    Only shapes are computed, so that the module may be on the meta device.
+    """
+    base = torch.empty(base_weight(module).shape, device="meta")
+    weights = reshape_for_layer(layer.weights, base) if layer.family.fits(module) else None
+    if weights is None:
+        return None
+    try:
+        diff = layer.family.diff_weight({n: t.to("meta") for n, t in weights.items()}, layer.options, base)
+    except (RuntimeError, ValueError):  # torch raises these for shapes that do not match
+        return None
+    return weights if diff.shape == base.shape else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.adapters.families.layouts import Layout, match_layout
+from lib_lora_train.adapters.files.key_formats import FIXED
 from lib_lora_train.core.wording import count
 
 _SHOWN = 3
@@ -38,7 +39,7 @@ def describe_defects(defects: Sequence[Defect]) -> str:
 def find_defect(layer: str, tensors: Mapping[str, Tensor]) -> Defect | None:
     """Whatever is wrong with single tensors, by key ending: their type, their size, their numbers."""
     for ending, tensor in tensors.items():
-        if ending in ("alpha", "on_input"):
+        if ending in FIXED:
             if tensor.numel() != 1:
                 return Defect(layer, f"{ending} has {count(tensor.numel(), 'number')} instead of one")
             if is_finite(tensor) and abs(float(tensor)) > _MAX_ALPHA:

@@ -3,6 +3,7 @@
 | program | example |
 | --- | --- |
 | kohya, LyCORIS | `lora_unet_down_blocks_…_to_q.lora_down.weight`, `lora_te1_…`; kohya's first OFT `oft_unet_…` |
+| LyCORIS 4.1 with transformers 5 | `lora_te_encoder_layers_…`, without `text_model_` |
 | LyCORIS stand-alone | `lycoris_down_blocks_…_to_q.lokr_w1` (written by SimpleTuner) |
 | diffusers | `unet.….to_q.lora_A.weight`, older `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight` |
 | PEFT | `base_model.model.….to_q.lora_A.weight`, with or without `unet.` |
@@ -19,7 +20,8 @@ from collections.abc import Iterable
 OUTPUT_MAGNITUDE = "lora_magnitude_vector"
 """The ending of a DoRA magnitude that is one per output channel, whatever its shape."""
 
-FIXED = ("alpha", "on_input")
+FIXED = ("alpha", "on_input", "oft_R.scaled_oft", "oft_R.terms")
+"""Endings of numbers that are not trained; the last one is never in a file, but in PEFT's configuration."""
 
 _RENAMED = (
     (re.compile(r"(?P<module>.+)[._]lora\.(?P<which>down|up)\.weight"), "lora_{}.weight"),
@@ -40,10 +42,14 @@ _PARTS = (
     (r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.transformer\.", "lora_te_"),
     (r"cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.", "lora_te_"),
     (r"(?=(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)\.)", "lora_unet_"),
-    (r"lycoris_(?=(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)_)", "lora_unet_"),
+    (
+        r"lycoris_(?=(down_blocks|up_blocks|mid_block|time_embedding|add_embedding)_|conv_(in|out|norm_out)$)",
+        "lora_unet_",
+    ),
     (r"lycoris_(?=(text_model|encoder_layers)_)", "lora_te_"),
+    *((rf"{encoder}(?=encoder_layers_)", encoder) for encoder in ("lora_te_", "lora_te1_", "lora_te2_")),
     (r"oft_te_(?=text_model)", "lora_te_"),
-    (r"(?=(conv_in|conv_out|time_embedding|add_embedding|time_embed|label_emb)\b)", "lora_unet_"),
+    (r"(?=(conv_in|conv_out|conv_norm_out|time_embedding|add_embedding|time_embed|label_emb)\b)", "lora_unet_"),
     (r"(?=(text_model|encoder\.layers)\.)", "lora_te_"),
 )
 _PREFIXES = tuple((re.compile(pattern), kohya) for pattern, kohya in _PARTS)

@@ -1,4 +1,4 @@
-"""Alphas that PEFT and diffusers store apart from the tensors.
+"""Alphas, and OFT's terms, that PEFT and diffusers store apart from the tensors.
 
 PEFT has them in an `adapter_config.json` beside its `adapter_model.safetensors`, diffusers (0.34 and later) in the
 file's metadata, as JSON under `lora_adapter_metadata`. Without them alpha would be assumed to be the rank.
@@ -30,6 +30,8 @@ def add_external_alphas(file: AdapterFile) -> dict[str, Tensor]:
     config = _config_in_metadata(file) or _config_beside(file)
     if not config:
         return state
+    if config.get("peft_type") == "OFT":
+        return state | _oft_terms(config, file.state)
     for key, tensor in file.state.items():
         match = _PEFT.fullmatch(key)
         if match and tensor.dim() and f"{match['module']}.alpha" not in state:
@@ -41,6 +43,19 @@ def add_external_alphas(file: AdapterFile) -> dict[str, Tensor]:
             elif alpha is not None:
                 state[f"{module}.alpha"] = torch.tensor(alpha)
     return state
+
+
+def _oft_terms(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`….oft_R.terms` for each layer of PEFT's OFT, 0 for the exact transform.
+
+    {} for its constrained variant, whose weights are projected whenever they are used.
+    """
+    terms = _number(config.get("num_cayley_neumann_terms")) if config.get("use_cayley_neumann") else 0.0
+    if terms is None or config.get("coft"):
+        return {}
+    ending = ".oft_R.weight"
+    layers = (key.removesuffix(ending) for key in state if key.endswith(ending))
+    return {f"{layer}.oft_R.terms": torch.tensor(terms) for layer in layers}
 
 
 def _rank(config: Mapping[str, Any], module: str, state: Mapping[str, Tensor], key: str) -> int | None:

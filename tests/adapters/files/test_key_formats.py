@@ -11,7 +11,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lib_lora_train.adapters.families.glora import as_older
 from lib_lora_train.adapters.files.decode import aliases, parse_file, parse_state
 from lib_lora_train.adapters.files.key_formats import OUTPUT_MAGNITUDE, split_key
 from lib_lora_train.adapters.files.lora_file import AdapterFile
@@ -37,6 +36,10 @@ SPELLINGS = {
     f"oft_unet_{Q}.oft_blocks": (f"lora_unet_{Q}", "oft_blocks"),
     f"lycoris_{Q}.hada_w1_a": (f"lora_unet_{Q}", "hada_w1_a"),
     f"lycoris_{TEXT}.hada_w1_a": (f"lora_te_{TEXT}", "hada_w1_a"),
+    f"lora_te_{TEXT.removeprefix('text_model_')}.hada_w1_a": (f"lora_te_{TEXT}", "hada_w1_a"),
+    f"lora_te2_{TEXT.removeprefix('text_model_')}.hada_w1_a": (f"lora_te2_{TEXT}", "hada_w1_a"),
+    "lycoris_conv_norm_out.alpha": ("lora_unet_conv_norm_out", "alpha"),
+    "lycoris_conv_in.alpha": ("lora_unet_conv_in", "alpha"),
     f"unet.{DOTTED}.to_q.lora_A.weight": (f"lora_unet_{Q}", "lora_down.weight"),
     f"unet.{DOTTED}.to_q.lora_A.default_0.weight": (f"lora_unet_{Q}", "lora_down.weight"),
     f"unet.{DOTTED}.to_q.lora.up.weight": (f"lora_unet_{Q}", "lora_up.weight"),
@@ -161,19 +164,6 @@ def test_a_glora_whose_rank_is_its_width_is_read_as_we_write_it() -> None:
     state = {f"lora_unet_{Q}.{name}.weight": tensor for name, tensor in tensors.items()}
     layer = parse_state(state).layers[f"lora_unet_{Q}"]
     assert all(torch.equal(layer.weights[name], tensor) for name, tensor in tensors.items())
-
-
-def test_newer_glora_of_1x1_kernels_is_that_of_matrices_and_larger_kernels_are_kept() -> None:
-    weights = {"a1": torch.randn(10, 3), "a2": torch.randn(3, 10), "b1": torch.randn(12, 3), "b2": torch.randn(3, 10)}
-    matrices = as_older(weights, 0.5)
-    for kernel in ((1, 1), (3, 1), (1, 3), (3, 3)):
-        found = as_older(with_kernel(weights, kernel), 0.5)
-        expected = matrices if kernel == (1, 1) else with_kernel(matrices, kernel)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-
-
-def with_kernel(weights: dict[str, Tensor], kernel: tuple[int, int]) -> dict[str, Tensor]:
-    return {name: tensor[:, :, None, None].expand(-1, -1, *kernel) for name, tensor in weights.items()}
 
 
 def test_glora_layouts_are_reported() -> None:
