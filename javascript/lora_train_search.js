@@ -18,11 +18,13 @@
         return scored.filter(([, score]) => score).sort((a, b) => b[1] - a[1]).map(([id]) => id);
     }
 
-    function lines(ids) {
+    /** A button for each setting; `changed`: id → [value before, value now], shown in place of the help. */
+    function lines(ids, changed) {
         const known = parameters();
-        return ids.slice(0, MAX_RESULTS).map((id) => {
+        return ids.map((id) => {
+            const about = changed ? `${changed[id][1]} instead of ${changed[id][0]}` : known[id].help.split("\n")[0];
             const button = make("button", { type: "button", className: "lt-hit", title: known[id].help },
-                make("b", {}, known[id].label), make("span", {}, known[id].help.split("\n")[0]), make("i", { className: "lt-tag" }, known[id].tier));
+                make("b", {}, known[id].label), make("span", {}, about), make("i", { className: "lt-tag" }, known[id].tier));
             button.onclick = () => lt.showField(id);
             return button;
         });
@@ -30,10 +32,12 @@
 
     function showHits(container) {
         const words = container.querySelector("input").value.toLowerCase().split(/\s+/).filter(Boolean);
-        const ids = container.isChanged ? container.changed : words.length ? found(words) : [];
+        const hits = container.querySelector(".lt-hits");
+        if (container.isChanged) return hits.replaceChildren(...lines(Object.keys(container.changed), container.changed));
+        const ids = words.length ? found(words) : [];
         const more = ids.length > MAX_RESULTS ? [make("p", { className: "lt-faint" }, `and ${ids.length - MAX_RESULTS} more`)] : [];
         const none = words.length && !ids.length ? [make("p", { className: "lt-faint" }, "No matching settings.")] : [];
-        container.querySelector(".lt-hits").replaceChildren(...lines(ids), ...more, ...none);
+        return hits.replaceChildren(...lines(ids.slice(0, MAX_RESULTS)), ...more, ...none);
     }
 
     lt.drawSearch = (container) => {
@@ -58,7 +62,7 @@
             input.value = "";
             showHits(container);
         };
-        container.changed = [];
+        container.changed = {};
         container.append(make("div", { className: "lt-tool lt-search" }, input, changed), make("div", { className: "lt-hits" }));
     };
 
@@ -66,12 +70,12 @@
     lt.markChanged = (mark) => {
         const container = document.querySelector("[data-lt='search']");
         if (!container || !container.firstChild) return;
-        container.changed = JSON.parse(mark.dataset.names);
+        container.changed = JSON.parse(mark.dataset.values);
+        const names = new Set(Object.keys(container.changed));
         const { base } = mark.dataset;
         const button = container.querySelector(".lt-search button");
-        button.textContent = container.changed.length ? `${container.changed.length} changed from ${base}` : `same as ${base}`;
-        button.disabled = !container.changed.length;
-        const names = new Set(container.changed);
+        button.textContent = names.size ? `${names.size} changed from ${base}` : `same as ${base}`;
+        button.disabled = !names.size;
         document.querySelectorAll("#lora_train_root [data-lt-changed]").forEach((field) => {
             if (!names.has(field.id)) delete field.dataset.ltChanged;
         });

@@ -154,10 +154,10 @@ def render_check(checked: FormCheck, *, done: str = "") -> str:
 
 
 def _changed_mark(changed: ChangedSettings) -> str:
-    """Data for marking changed fields: which differ, and from which presets."""
+    """Data for marking changed fields: which differ, in what, and from which presets."""
     base = " + ".join(changed.applied) or "the defaults"
-    names = json.dumps([elem_id(name) for name in changed.names])
-    return f"<div data-lt='changed' class='lt-hidden' data-names='{text(names)}' data-base='{text(base)}'></div>"
+    values = json.dumps({elem_id(name): values for name, values in changed.values.items()})
+    return f"<div data-lt='changed' class='lt-hidden' data-values='{text(values)}' data-base='{text(base)}'></div>"
 
 
 def _durations_mark(checked: FormCheck) -> str:

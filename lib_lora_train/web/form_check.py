@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import has_errors
@@ -38,10 +39,17 @@ class ScannedDataset:
 
 @dataclass(frozen=True)
 class ChangedSettings:
-    """The presets in the order they were applied, and the names of the settings that differ from them now."""
+    """The presets in the order they were applied, and the settings that differ from them now.
+
+    `values`: name → the value there, and the value now, as texts.
+    """
 
     applied: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    values: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.values)
 
 
 @dataclass(frozen=True)

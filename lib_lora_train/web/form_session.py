@@ -121,6 +121,6 @@ class FormSession:
         """The settings that differ from the applied presets, or from the defaults if none was applied."""
         applied = self.changes.applied
         try:
-            return ChangedSettings(applied, self.presets.changed_names(form, applied))
+            return ChangedSettings(applied, self.presets.changed_values(form, applied))
         except LoraTrainError:  # the file of an applied preset was deleted by hand
-            return ChangedSettings((), self.presets.changed_names(form, ()))
+            return ChangedSettings((), self.presets.changed_values(form, ()))

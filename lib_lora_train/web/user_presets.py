@@ -14,6 +14,7 @@ from lib_lora_train.config.presets import PRESETS, Preset, find_preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.core.wording import value_text
 from lib_lora_train.web.form import Field, Form, fill_form, form_fields, form_values, with_values
 
 _NAME = re.compile(r"[\w][\w .+-]{0,59}")
@@ -78,16 +79,17 @@ class PresetStore:
         return self._folder / f"{safe}.json"
 
     # --- differences -----------------------------------------------------------------------------
-    def changed_names(self, form: Form, applied: Sequence[str]) -> tuple[str, ...]:
-        """The settings that differ from the defaults with these presets applied in order."""
+    def changed_values(self, form: Form, applied: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """The settings that differ from the defaults with these presets applied in order: what they were, and are."""
         expected: Mapping[str, Any] = fill_form(TrainConfig())
         for name in applied:
             expected = with_values(expected, self.find(name).values)
-        return tuple(
-            field.key
+        pairs = {
+            field.key: (_parsed(field, expected[field.key]), _parsed(field, form.get(field.key)))
             for field in form_fields()
-            if field.key not in _PER_RUN and _parsed(field, form.get(field.key)) != _parsed(field, expected[field.key])
-        )
+            if field.key not in _PER_RUN
+        }
+        return {key: (value_text(before), value_text(now)) for key, (before, now) in pairs.items() if before != now}
 
 
 def _parsed(field: Field, shown: Any) -> Any:

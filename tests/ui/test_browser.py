@@ -224,7 +224,10 @@ def test_a_setting_is_found_by_search_and_marked_when_it_differs_from_the_preset
     page.wait_for_function("document.activeElement.closest('#lora_train_warmup') !== null")
     fill(page, "warmup", "0.07")
     page.wait_for_selector("#lora_train_warmup[data-lt-changed]")
-    page.locator(".lt-search button", has_text="1 changed from of the test").wait_for()
+    changed = page.locator(".lt-search button", has_text="1 changed from of the test")
+    changed.click()
+    page.locator(".lt-search ~ .lt-hits .lt-hit", has_text=" instead of ").wait_for()
+    changed.click()
 
 
 def test_captions_are_filtered_edited_in_bulk_and_undone(page: Any, address: str, tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def test_a_value_of_a_wrong_kind_in_a_preset_is_left_out_and_named(tmp_path: Pat
     store = PresetStore(tmp_path)
     preset = store.find("mine")
     assert preset.values == ({} if key == "rank" else {"rank": 9})
-    assert [one.split(":")[0] for one in preset.left_out] == [key, "gone"]
-    assert all(one.split(":")[0] in render_preset(preset) for one in preset.left_out)
-    assert "mine" in store.names() and store.changed_names(fill_form(TrainConfig()), ["mine"]) is not None
+    assert [one.split()[0].rstrip(":") for one in preset.left_out] == [key, "gone"]
+    assert all(one.split()[0] in render_preset(preset) for one in preset.left_out)
+    assert "mine" in store.names() and store.changed_values(fill_form(TrainConfig()), ["mine"]) is not None
 
 
 def test_one_damaged_preset_leaves_the_others(tmp_path: Path) -> None:
@@ -83,9 +83,10 @@ def test_changed_settings_are_relative_to_the_applied_presets(tmp_path: Path) ->
     form = fill_form(TrainConfig())
     assert session.changed_settings(form).names == ()
     form, _ = session.apply_preset(form, "Style")
-    assert session.changed_settings(form) == type(session.changed_settings(form))(("Style",), ())
+    assert session.changed_settings(form) == type(session.changed_settings(form))(("Style",), {})
     changed = session.changed_settings({**form, "rank": "7", "output_name": "x", "epochs": float(form["epochs"])})
     assert changed.names == ("rank",)
+    assert changed.values["rank"] == (str(form["rank"]), "7")
     session.save_draft(form)
     again = type(session)(session.runner, session.home, demo=lambda: TrainConfig())
     assert again.changed_settings(again.draft()).applied == ("Style",), "applied presets survive a reload"
