@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 
+from lib_lora_train.models.infer_text_encoders import SD2_TEXT_LAYERS
+
 _TEXT_ATTENTION = re.compile(r"(^|\.)layers\.(\d+)\.self_attn\.(q|k|v|out)_proj$")
 _TEXT_MLP = re.compile(r"(^|\.)layers\.(\d+)\.mlp\.fc[12]$")
 
 _IA3 = re.compile(r"(to_k|to_v|ff\.net\.2|[kv]_proj|mlp\.fc2)$")
 _IA3_INPUT = re.compile(r"(ff\.net\.2|mlp\.fc2)$")
-
-SD2_TEXT_LAYERS = 23
-"""SD2 uses the second-to-last layer of OpenCLIP-H; the 24th never reaches the UNet."""
 
 
 def is_text_target(name: str, targets: str, *, architecture: str) -> bool:

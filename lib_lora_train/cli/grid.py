@@ -8,6 +8,7 @@ from typing import Any
 
 from lib_lora_train.cli.past_run import add_run_folder, open_run_folder
 from lib_lora_train.cli.settings import refuse_unknown
+from lib_lora_train.config.settings.samples import SAMPLERS
 
 
 def add_grid(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -18,7 +19,7 @@ def add_grid(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> 
         "--strengths", default="1", metavar="LIST", help='one row per epoch and strength: "0.6, 0.8, 1" (default: 1)'
     )
     grid.add_argument("--triggers", action="store_true", help="draw the trigger words, not the run's sample prompts")
-    grid.add_argument("--sampler", default="", metavar="NAME", help="DDIM, Euler or Euler a (default: the run's own)")
+    grid.add_argument("--sampler", default="", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the run's own)")
 
 
 def run_grid(options: argparse.Namespace, unknown: Sequence[str]) -> int:

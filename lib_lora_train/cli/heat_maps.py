@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.settings import refuse_unknown, require_new_file
 from lib_lora_train.config.sample_prompts import sample_prompts
+from lib_lora_train.config.settings.samples import SAMPLERS
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable, unusable_name
 from lib_lora_train.core.errors import LoraTrainError, OutputError
@@ -40,7 +41,7 @@ def add_heat_maps(commands: Any, command: Callable[..., argparse.ArgumentParser]
     maps.add_argument("--lora", default="", metavar="FILE", help="a LoRA file (default: the model without LoRA)")
     maps.add_argument("--ckpt", default="", metavar="FILE", help="the checkpoint (default: the tiny model)")
     maps.add_argument("--clip-skip", default="1", metavar="N", help="as in the settings (default: 1)")
-    maps.add_argument("--sampler", default="", metavar="NAME", help="DDIM, Euler or Euler a, to draw the prompt")
+    maps.add_argument("--sampler", default="", metavar="NAME", help=f"{', '.join(SAMPLERS)}: to draw the prompt")
     maps.add_argument(
         "--layers",
         choices=("all", "objects"),

@@ -8,6 +8,9 @@ LATENT_CELL_PX = 8
 UNET_STEP_PX = 8 * LATENT_CELL_PX
 """Image sides that a UNet needs: it halves a latent up to three times."""
 
+SMALLEST_SD_PX = 256
+"""Smaller resolutions are for tiny models, to which the usual numbers, such as learning rates, do not apply."""
+
 MAX_SHARP_ENLARGEMENT = 1.25
 """Images enlarged by more than this factor look blurred, and the LoRA learns the blur."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import Problem
+from lib_lora_train.core.image_sizes import SMALLEST_SD_PX
 from lib_lora_train.core.wording import count
 from lib_lora_train.core.words import has_word
 from lib_lora_train.dataset.augmentation import find_asymmetric_word
@@ -28,7 +29,6 @@ _STYLE_IMAGES = 50  # guides: a style has 50 to 200 images, a character 15 to 50
 _LARGE_SET = 300  # images; from here on guides speak of fine-tuning, with fewer showings
 _FEW_IMAGES = 5
 _HELD_OUT_IMAGES, _HELD_OUT_SHARE = 50, 0.1  # from so many on, a tenth can be spared
-_MIN_SD_PX = 256  # smaller resolutions are for tiny models, to which these numbers do not apply
 _GENERAL_NAMES = re.compile(r"(img|image|images|data|dataset|train|training|pic\w*|photos?|new folder|\W*)")
 
 
@@ -56,10 +56,10 @@ def check_guides(plan: Plan, config: TrainConfig) -> Iterator[Problem]:
         yield from _check_trigger(concept, config)
         yield from _check_class_word(concept, config)
         yield from _check_flip(concept)
-        if config.resolution >= _MIN_SD_PX:
+        if config.resolution >= SMALLEST_SD_PX:
             yield from _check_showings(concept, plan, config)
             yield from _check_images(concept)
-    if config.resolution >= _MIN_SD_PX:
+    if config.resolution >= SMALLEST_SD_PX:
         yield from _check_held_out(plan, config)
 
 

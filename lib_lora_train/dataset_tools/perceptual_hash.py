@@ -17,7 +17,7 @@ _COLOUR_SIDE = 4
 _BITS = 2 * _SIDE * _SIDE
 MAX_DIFFERENT_BITS = 10
 """Of the 128 bits of two fingerprints, to count as similar."""
-_MAX_COLOUR_DIFFERENCE = 10.0  # of 255, on average
+MAX_COLOUR_DIFFERENCE = 10.0  # of 255, on average
 _REDUCED_SIDE = 64  # px, before cells are averaged
 _BLOCK = 64  # rows of pairs compared at once: 5,000 images take 1.3 MB
 
@@ -44,14 +44,6 @@ def compute_fingerprint(image: Image.Image) -> Fingerprint:
     return Fingerprint(bits, small.resize((_COLOUR_SIDE, _COLOUR_SIDE), Image.Resampling.BOX).tobytes())
 
 
-def is_similar(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two images look nearly the same."""
-    if (one.bits ^ other.bits).bit_count() > MAX_DIFFERENT_BITS:
-        return False
-    difference = sum(abs(a - b) for a, b in zip(one.colours, other.colours, strict=True))
-    return difference <= _MAX_COLOUR_DIFFERENCE * len(one.colours)
-
-
 def group_similar(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     """Groups of at least two indices of similar images, linked directly or through others, in order."""
     parents = list(range(len(fingerprints)))
@@ -71,7 +63,9 @@ def group_similar(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def _similar_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """All pairs that are `is_similar`; of equal fingerprints only the first is compared with others.
+    """All pairs that look nearly the same; of equal fingerprints only the first is compared with others.
+
+    Few of their bits differ, and their colours differ little on average.
 
     Pairs are compared by matrix products, a block of rows at a time: with bits as ±1, the product of two fingerprints
     is 128 minus twice the number of different bits, which is exact in float32.
@@ -88,5 +82,5 @@ def _similar_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, i
         near = signs[start : start + _BLOCK] @ signs[start:].T >= _BITS - 2 * MAX_DIFFERENT_BITS
         rows, columns = np.nonzero(np.triu(near, 1))
         difference = np.abs(colours[start + rows] - colours[start + columns]).sum(axis=1)
-        alike = difference <= _MAX_COLOUR_DIFFERENCE * colours.shape[1]
+        alike = difference <= MAX_COLOUR_DIFFERENCE * colours.shape[1]
         yield from zip(numbers[start + rows[alike]].tolist(), numbers[start + columns[alike]].tolist(), strict=True)

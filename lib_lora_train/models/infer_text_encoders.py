@@ -15,8 +15,9 @@ from lib_lora_train.models.tensor_shapes import shape_of
 # CLIP ViT-L, OpenCLIP ViT-H and OpenCLIP ViT-bigG: the only text encoders of the three architectures.
 _TEXT_HEADS = {768: 12, 1024: 16, 1280: 20}
 _CLIP_VOCABULARY = 49408
-_TEXT_LAYERS = {768: 12, 1024: 23, 1280: 32}
-_SD2_LAYERS = 23  # SD2 was trained on the layer before the last of 24; converters leave out the last, which never runs
+SD2_TEXT_LAYERS = 23
+"""SD2 was trained on the layer before the last of 24; converters leave out the last, which never runs."""
+_TEXT_LAYERS = {768: 12, 1024: SD2_TEXT_LAYERS, 1280: 32}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _text_encoder(shapes: Shapes, prefix: str, kind: _Kind, heads: tuple[int, ..
     pattern = re.compile(re.escape(root + layout.layer) + r"(\d+)\.")
     layers = 1 + max(int(found[1]) for name in shapes if (found := pattern.match(name)))
     if kind == "OpenCLIP-H":
-        layers = min(layers, _SD2_LAYERS)
+        layers = min(layers, SD2_TEXT_LAYERS)
     if layers != _TEXT_LAYERS.get(width, layers):
         raise ModelError(
             f"The text encoder {prefix[:-1]} has {layers} of its {count(_TEXT_LAYERS[width], 'layer')}. The file was "

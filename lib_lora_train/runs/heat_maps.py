@@ -26,9 +26,7 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.prompt_words import find_prompt_tokens
 from lib_lora_train.sampling.sample import SamplingStep
 from lib_lora_train.sampling.sampler_options import SamplerOptions
-from lib_lora_train.training.lease import ModelHost, run_in_turns, run_leased
-
-_TURN_SECONDS = 0.25  # how long others wait for the model at most
+from lib_lora_train.training.lease import TURN_SECONDS, ModelHost, run_in_turns, run_leased
 
 
 class HeatMapHost(ModelHost, Protocol):
@@ -139,7 +137,7 @@ def _draw(
         sampler_options=host.sampler_options,
     )
     image, attention = yield from run_in_turns(
-        host, model, control, work, within=lambda: _weights(model, lora, request.strength), turn_seconds=_TURN_SECONDS
+        host, model, control, work, within=lambda: _weights(model, lora, request.strength), turn_seconds=TURN_SECONDS
     )
     return HeatMapResult(image, attention)
 

@@ -33,12 +33,11 @@ from lib_lora_train.runs.model_check import load_same_model
 from lib_lora_train.runs.past_config import read_model, read_past_config
 from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.run_context import RunContext, encode_images, time_phase
-from lib_lora_train.training.lease import run_in_turns, run_leased
+from lib_lora_train.training.lease import TURN_SECONDS, run_in_turns, run_leased
 
 PASSES = 3
 """Losses of each image: with LoRA and caption, without the caption, and without both."""
 
-_TURN_SECONDS = 0.25  # how long others wait for the model at most
 
 Within = Callable[[], AbstractContextManager[object]]
 
@@ -71,7 +70,7 @@ class _Place:
         """The losses inside `within`, as one of `PASSES`; `before` is how many samples were measured before."""
         work = losses.measure_in_turns(self.model, captioned=captioned)
         turns = WithResult(
-            run_in_turns(self.host, self.model, self.control, work, within=within, turn_seconds=_TURN_SECONDS)
+            run_in_turns(self.host, self.model, self.control, work, within=within, turn_seconds=TURN_SECONDS)
         )
         for at in turns:
             yield Progress("evaluate", before + at, PASSES * losses.samples) if isinstance(at, int) else at

@@ -36,13 +36,12 @@ from lib_lora_train.runs.drawing import events_of
 from lib_lora_train.sampling.infotext import infotext, read_image, read_infotext, write_image
 from lib_lora_train.sampling.sample import images_at_once, sample_in_steps
 from lib_lora_train.sampling.samplers import sampler_for
-from lib_lora_train.training.lease import run_in_turns
+from lib_lora_train.training.lease import TURN_SECONDS, run_in_turns
 
 PROMPTS = ("class", "captions")
 """The class word, or the captions with the class word in the trigger's place."""
 
 _SAMPLER = "DDIM"
-_TURN_SECONDS = 0.25  # how long others wait for the model at most
 _LONGEST_NAME = 60
 
 
@@ -159,7 +158,7 @@ class _Drawing:
             self.model, prompts, sampler=_SAMPLER, clip_skip=self.config.clip_skip, sampler_options=options
         )
         within = partial(without_adapter, self.model)
-        turns = run_in_turns(self.host, self.model, self.control, steps, within=within, turn_seconds=_TURN_SECONDS)
+        turns = run_in_turns(self.host, self.model, self.control, steps, within=within, turn_seconds=TURN_SECONDS)
         images = yield from events_of(turns)
         for (prompt, path), image in zip(batch, images, strict=True):
             write_image(path, image, self._infotext(prompt))

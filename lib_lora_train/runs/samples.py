@@ -26,10 +26,9 @@ from lib_lora_train.sampling.grid import compose_grid, epoch_rows
 from lib_lora_train.sampling.infotext import infotext, read_image, write_image
 from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.samplers import sampler_for
-from lib_lora_train.training.lease import run_in_turns
+from lib_lora_train.training.lease import TURN_SECONDS, run_in_turns
 
 _BATCH_SIZE = 4  # so that the first images appear early
-_TURN_SECONDS = 0.25  # how long the page waits for the next step at most
 
 
 def load_sample_rows(run: RunContext) -> None:
@@ -154,7 +153,7 @@ def _sampled(
 
     return (
         yield from run_in_turns(
-            run.host, run.model, run.control, steps(), within=with_adapter, turn_seconds=_TURN_SECONDS
+            run.host, run.model, run.control, steps(), within=with_adapter, turn_seconds=TURN_SECONDS
         )
     )
 

@@ -32,9 +32,7 @@ from lib_lora_train.runs.webui_images import generate_in_webui, generation_reque
 from lib_lora_train.sampling.infotext import infotext, read_image, write_image
 from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.samplers import sampler_for
-from lib_lora_train.training.lease import YieldLease, run_in_turns, run_leased, run_leased_cooperatively
-
-_TURN_SECONDS = 0.25  # how long others wait for the model at most
+from lib_lora_train.training.lease import TURN_SECONDS, YieldLease, run_in_turns, run_leased, run_leased_cooperatively
 
 
 @dataclass(eq=False)
@@ -136,7 +134,7 @@ class StrengthTest:
                 self.control,
                 drawing,
                 within=lambda: lora.in_place(place.strength),
-                turn_seconds=_TURN_SECONDS,
+                turn_seconds=TURN_SECONDS,
             )
         )
         sampler = sampler_for(self.model.schedule, config.sample_sampler, self.host.sampler_options)

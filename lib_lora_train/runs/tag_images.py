@@ -28,12 +28,10 @@ from lib_lora_train.runs.history import FoundLora
 from lib_lora_train.sampling.infotext import infotext, read_image, read_infotext, write_image
 from lib_lora_train.sampling.sample import images_at_once, sample_in_steps
 from lib_lora_train.sampling.samplers import sampler_for
-from lib_lora_train.training.lease import run_in_turns, run_leased
+from lib_lora_train.training.lease import TURN_SECONDS, run_in_turns, run_leased
 
 SEEDS = 8
 """Images of each prompt."""
-
-_TURN_SECONDS = 0.25  # how long others wait for the model at most
 
 
 @dataclass(eq=False)
@@ -125,7 +123,7 @@ class TagDrawing:
         def within() -> AbstractContextManager[None]:
             return lora.in_place() if lora else without_adapter(self.model)
 
-        turns = run_in_turns(self.host, self.model, self.control, drawing, within=within, turn_seconds=_TURN_SECONDS)
+        turns = run_in_turns(self.host, self.model, self.control, drawing, within=within, turn_seconds=TURN_SECONDS)
         return (yield from events_of(turns))
 
     def _file_on_model(self) -> Generator[Event, None, FileOnModel]:

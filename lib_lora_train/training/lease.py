@@ -16,6 +16,9 @@ from lib_lora_train.training.wait_for_model import follow_requests, wait_for_mod
 if TYPE_CHECKING:
     from lib_lora_train.models.diffusion_model import DiffusionModel
 
+TURN_SECONDS = 0.25
+"""For short units of work: how long whoever waits for the model, or the page for progress, waits at most."""
+
 _T = TypeVar("_T")
 _Unit = TypeVar("_Unit")
 YieldLease = Callable[[], None]

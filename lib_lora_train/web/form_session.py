@@ -33,10 +33,6 @@ class FormSession:
         """The actions that the page can request, by name."""
         return {"form-undo": lambda _: self.changes.stage_undo()}
 
-    def pop_staged_change(self, form: Form) -> tuple[dict[str, Any], str]:
-        """The form with the staged change applied, and a message about it. Later calls change nothing."""
-        return self.changes.pop(form)
-
     def _stage_settings(self, config: TrainConfig, run: str) -> None:
         def change(form: Form) -> tuple[dict[str, Any], str]:
             self.changes.applied = ()

@@ -121,7 +121,7 @@ def test_the_steps_of_a_batch_are_counted_after_the_samples_before_it(
     make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(sample_prompts=tuple(f"fox --d {number} --s 2 --l 1 --w 64 --h 64" for number in range(5)))
-    monkeypatch.setattr(samples, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(samples, "TURN_SECONDS", 0.0)
     steps = [event for event in only(list(generate_sample_row(run, 0)), Progress) if event.steps]
     assert [(event.done, event.total, event.at_once, event.step) for event in steps] == [
         (0, 5, 4, 1),

@@ -39,7 +39,7 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 
 @pytest.fixture
 def setup(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSetup:
-    monkeypatch.setattr("lib_lora_train.runs.samples._TURN_SECONDS", 0.0)  # an event for every step
+    monkeypatch.setattr("lib_lora_train.runs.samples.TURN_SECONDS", 0.0)  # an event for every step
     return small_run_setup(shared_host, demo_dir, tmp_path)
 
 

@@ -43,7 +43,7 @@ def session_with_losses(tmp_path: Path) -> tuple[Session, RunFolder]:
 
 def applied(session: Session, form: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The form after the staged change, and the message."""
-    return session.pop_staged_change(form)
+    return session.changes.pop(form)
 
 
 def test_the_images_of_a_run_are_shown_with_the_reason_first_what_stands_out(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_the_webuis_grid_of_a_past_run_is_shown(tmp_path: Path) -> None:
 def test_the_settings_of_a_run_fill_the_form(tmp_path: Path) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     session.run_action("runs-settings", {"run": folder.root.name})
-    form, message = session.pop_staged_change(session.draft())
+    form, message = session.changes.pop(session.draft())
     assert read_form(form)[0].rank == 5
     assert folder.root.name in message
 

@@ -100,10 +100,10 @@ def test_a_fix_is_staged_and_applied_once(tmp_path: Path) -> None:
     labels = [fix.label for fix in session.check(form).fixes]
     number = labels.index("Set learning rate to 1")
     session.run_action("fix", {"number": number})
-    changed, message = session.pop_staged_change(form)
+    changed, message = session.changes.pop(form)
     assert changed == {**form, "learning_rate": "1"}
     assert "learning rate" in message.lower()
-    assert session.pop_staged_change(form) == (form, "")
+    assert session.changes.pop(form) == (form, "")
 
 
 def test_unequally_shown_concepts_are_reported_and_balanced_by_a_fix(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_unequally_shown_concepts_are_reported_and_balanced_by_a_fix(tmp_path: P
     assert "20 samples" in problem.message and " 4" in problem.message
     number = [fix.label for fix in checked.fixes].index("Set balance repeats to on")
     session.run_action("fix", {"number": number})
-    changed, _ = session.pop_staged_change(form)
+    changed, _ = session.changes.pop(form)
     after = session.check(changed)
     assert problem not in after.plan_problems and "equally often" in str(after.plan_problems)
 

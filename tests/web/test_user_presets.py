@@ -122,15 +122,15 @@ def test_whatever_replaces_the_settings_can_be_undone_and_redone(tmp_path: Path,
         "preset": lambda: session.apply_preset(mine, "SDXL")[0],
         "reset": lambda: session.reset_settings(mine),
         "demo": lambda: session.fill_demo(mine),
-        "train again": lambda: session.pop_staged_change(mine)[0],
+        "train again": lambda: session.changes.pop(mine)[0],
     }
     replaced = changes[replace]()
     assert replaced != mine
     session.run_action("form-undo", {})
-    assert session.pop_staged_change(replaced)[0] == mine
+    assert session.changes.pop(replaced)[0] == mine
     assert session.changes.applied == ("Style",)
     session.run_action("form-undo", {})
-    assert session.pop_staged_change(mine)[0] == replaced
+    assert session.changes.pop(mine)[0] == replaced
 
 
 def test_a_preset_and_a_form_that_a_text_editor_has_saved_are_read(tmp_path: Path) -> None:

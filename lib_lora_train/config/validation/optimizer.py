@@ -19,10 +19,10 @@ from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.network import has_family_specific_lr
 from lib_lora_train.core.errors import ConfigError, Problem
+from lib_lora_train.core.image_sizes import SMALLEST_SD_PX
 from lib_lora_train.core.wording import count, did_you_mean
 
 _LARGE_BATCH = 4  # images per step; from here on the guides raise the learning rate
-_MIN_SD_PX = 256  # smaller resolutions are for much smaller models, which are trained at higher learning rates
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 
 
@@ -177,7 +177,7 @@ def _estimated_rates(config: TrainConfig, arguments: Mapping[str, object]) -> It
 def _fixed_rates(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
     if uses_relative_step(config.optimizer, config.lr_schedule) or config.optimizer == CUSTOM:
         return
-    if has_family_specific_lr(config) or config.resolution < _MIN_SD_PX:
+    if has_family_specific_lr(config) or config.resolution < SMALLEST_SD_PX:
         kind = replace(kind, high_lr=math.inf)
     scale = min(1.0, config.effective_alpha / config.rank)
     ratio = max(1.0, config.loraplus_unet_ratio)

@@ -9,13 +9,13 @@ from typing import Any
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError, Problem
+from lib_lora_train.core.image_sizes import SMALLEST_SD_PX
 from lib_lora_train.core.safetensors_header import read_header
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.model_files import model_name
 
 _LOWEST, _HIGHEST = 0.75, 1.5  # times the model's own resolution; guides train SD1 (512 px) at up to 768 px
-_MIN_SD_PX = 256  # smaller resolutions are for much smaller models, whose files do not say what they are
 _MERGE_NAME = re.compile(r"(mix|merge|merged|blend)(?![a-z]{3})", re.IGNORECASE)
 _MERGE_KEYS = ("sd_merge_recipe", "sd_merge_models")
 
@@ -23,7 +23,7 @@ _MERGE_KEYS = ("sd_merge_recipe", "sd_merge_models")
 def check_model(config: TrainConfig, spec: ModelSpec, run_target: RunTarget) -> Iterator[Problem]:
     """Problems of the resolution and of the checkpoint that a run would train on."""
     own, side = spec.own_resolution, config.resolution_side
-    if side >= _MIN_SD_PX and not _LOWEST * own <= side <= _HIGHEST * own:
+    if side >= SMALLEST_SD_PX and not _LOWEST * own <= side <= _HIGHEST * own:
         effect = "repeats and distorts its subjects" if side > own else "learns a blur at its usual sizes"
         text = f"{side} is far from the {own} px of this {spec.architecture} model, which {effect}. Set it to {own}."
         yield Problem("warning", "resolution", text, tuple(_at_resolution(config, own).items()))
