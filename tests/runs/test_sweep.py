@@ -113,7 +113,7 @@ def test_all_problems_are_reported_together_with_the_values_that_cause_them() ->
     alone = refusal(("bucket_step", "64, 60"))
     assert "(With bucket_step 60.)" in alone and "64." not in alone.split("(With")[1]
     everywhere = refusal(("rank", "8 16"), config=CONFIG.replace(bucket_step=60))
-    assert "(With" not in everywhere and everywhere.count("- bucket_step:") == 1, "the sweep does not cause it"
+    assert "(With" not in everywhere and everywhere.count("- bucket_step 60 is") == 1, "the sweep does not cause it"
 
 
 # --- the record -------------------------------------------------------------------------------------
