@@ -36,7 +36,7 @@
         StrengthTested: (e) => `Epoch ${e.epoch} at strength ${e.strength}: likeness ${lt.fixed(mean(e.likeness))}` +
             (e.change.length ? `, control images changed by ${Math.round(100 * mean(e.change))}%` : ""),
         Advised: (e) => [e.epoch ? `Use epoch ${e.epoch} at strength ${e.strength}.` : "No epoch of this run is good.", ...e.reasons, ...e.remedies].join(" "),
-        Noted: (e) => (e.where ? `${e.where}: ` : "") + e.message,
+        Noted: (e) => e.text,
         StateChanged: (e) => lt.STATES[e.state] + (e.message ? `. ${e.message}` : ""),
     };
     const sentence = (e) => (SENTENCES[e.kind] ? SENTENCES[e.kind](e) : "");

@@ -21,6 +21,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.validate import has_errors, validate
 from lib_lora_train.core.errors import HostError, LoraTrainError, Problem
 from lib_lora_train.core.user_paths import user_path
+from lib_lora_train.core.wording import located
 from lib_lora_train.dataset.data_folders import scan_repeats_remedy
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
@@ -325,12 +326,12 @@ class Session(FormSession):
 
     # --- what the page polls -------------------------------------------------------------------
     def status(self, since: int, after: int) -> dict[str, Any]:
-        """The status of the run with tokens for its images, and the curves after step `after`.
+        """The status of the run with tokens for its images, and the curves after step `after`; notes have a `text`.
 
         `after` 0 means the whole curves, thinned to 1,000 points each.
         """
         answer = self.runner.status(since)
-        events = [self._with_token(event) for event in answer["events"]]
+        events = [self._shown(event) for event in answer["events"]]
         complete: dict[str, Any] = json_ready(
             {
                 **answer,
@@ -345,10 +346,13 @@ class Session(FormSession):
         )
         return complete
 
-    def _with_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        if event["kind"] not in ("SampleDrawn", "GridDrawn"):
-            return dict(event)
-        return {**event, "token": self.image_tokens.publish([Path(event["path"])])[0]}
+    def _shown(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """The event as the page needs it: with a token for its image, or the text of a note."""
+        if event["kind"] in ("SampleDrawn", "GridDrawn"):
+            return {**event, "token": self.image_tokens.publish([Path(event["path"])])[0]}
+        if event["kind"] == "Noted":
+            return {**event, "text": located(event["where"], event["message"])}
+        return dict(event)
 
     def draw_grid(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Start drawing the grid of a run, as `GridSession.draw`."""

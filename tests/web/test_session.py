@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib_lora_train.core.errors import DataError, HostError
+from lib_lora_train.core.events import Noted, to_record
 from lib_lora_train.hosts.host import Gpu
 from lib_lora_train.ui.dataset import render_dataset
 from lib_lora_train.ui.training import render_check
@@ -173,6 +174,14 @@ def test_the_status_contains_only_what_is_new(tmp_path: Path) -> None:
     assert [step for step, _ in status["loss"]] == [49, 50]
     assert [step for step, _ in status["learning_rates"]["unet"]] == [49, 50]
     assert len(status["events"]) == 2
+
+
+def test_notes_have_their_text_as_the_terminal_prints_it(tmp_path: Path) -> None:
+    session, runner = open_small_session(tmp_path)
+    notes = (("a.png", "cannot be decoded."), ("rank", "The file has none."), ("", "The model has changed."))
+    runner.events = [to_record(Noted("warning", where, message)) for where, message in notes]
+    texts = [event["text"] for event in session.status(since=0, after=0)["events"]]
+    assert texts == ["a.png cannot be decoded.", "rank: The file has none.", "The model has changed."]
 
 
 def test_a_long_curve_is_thinned(tmp_path: Path) -> None:
