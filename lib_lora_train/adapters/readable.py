@@ -19,7 +19,7 @@ from lib_lora_train.adapters.families.glora import KernelGlora
 from lib_lora_train.adapters.families.ia3 import KernelIa3
 from lib_lora_train.adapters.families.loha import tucker
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted, add_bias
-from lib_lora_train.adapters.files.decode import parse_state, reshape_for_layer
+from lib_lora_train.adapters.files.decode import parse_state
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.config.family_support import (
@@ -98,10 +98,7 @@ def rewrite_adapter(adapter: Adapter, program: str, precision: str, *, after_lay
 def _update(key: str, stored: Mapping[str, Tensor], layer: AdaptedLayer) -> Tensor:
     """ΔW of the tensors that are written for the layer."""
     parsed = parse_state({f"{key}.{ending}": tensor for ending, tensor in stored.items()}).layers[key]
-    base = base_weight(layer.base_layer).detach().cpu()
-    weights = reshape_for_layer(parsed.weights, base)
-    assert weights is not None
-    return parsed.family.diff_weight(weights, parsed.options, base)
+    return parsed.diff_weight(base_weight(layer.base_layer).detach().cpu())
 
 
 def lokr_without_core(state: dict[str, Tensor]) -> dict[str, Tensor]:

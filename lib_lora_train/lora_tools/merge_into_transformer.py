@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file, reshape_for_layer, weights_for
+from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file, weights_for
 from lib_lora_train.core.errors import AdapterError, ModelError
 from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.lora_tools.changed_copy import write_changed_copy
@@ -37,7 +37,7 @@ class _Update:
     def weight(self, base: Tensor) -> Tensor:
         """The layer's new weight (out, in), fp32. Each ΔW is computed on the unchanged one."""
         base = base.float()
-        return base + torch.stack([_delta(layer, base) * share for layer, share in self.parts]).sum(0)
+        return base + torch.stack([layer.diff_weight(base) * share for layer, share in self.parts]).sum(0)
 
     @torch.no_grad()
     def bias(self, base: Tensor) -> Tensor:
@@ -108,12 +108,6 @@ def _fits(layer: ParsedLayer, name: str, layers: Mapping[str, str], header: Head
         return False
     rows, columns = header.entries[f"{layers[name]}.weight"].shape
     return weights_for(layer, nn.Linear(columns, rows, device="meta")) is not None
-
-
-def _delta(layer: ParsedLayer, base: Tensor) -> Tensor:
-    weights = reshape_for_layer(layer.weights, base)
-    assert weights is not None, "checked before"
-    return layer.family.diff_weight(weights, layer.options, base)
 
 
 def _diff_bias(layer: ParsedLayer) -> Tensor | None:

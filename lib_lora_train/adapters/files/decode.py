@@ -59,6 +59,12 @@ class ParsedLayer:
         """Whether its ΔW depends on the base weights."""
         return self.family.DEPENDS_ON_MODEL
 
+    def diff_weight(self, base: Tensor) -> Tensor:
+        """ΔW at strength 1 for a layer with the weight `base`, which the tensors must fit, in their dtype."""
+        weights = reshape_for_layer(self.weights, base)
+        assert weights is not None, "the caller matches layers first"
+        return self.family.diff_weight(weights, self.options, base)
+
     @property
     def input_width(self) -> int | None:
         """In-features of a linear layer; None if its tensors do not show them."""
