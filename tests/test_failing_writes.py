@@ -29,6 +29,7 @@ from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.lora_tools import merge_into_checkpoint
 from lib_lora_train.lora_tools.convert import write_converted
 from lib_lora_train.lora_tools.extract import Extracted, write_extracted
+from lib_lora_train.lora_tools.resize import Resized, write_resized
 from lib_lora_train.models.latent_cache import Posterior, write_posterior
 from lib_lora_train.models.tensor_cache import write_tensors
 from lib_lora_train.models.text_cache import write_condition
@@ -67,6 +68,9 @@ CASES: dict[str, Write] = {
     ),
     "lora_tools.extract.write_extracted": lambda place: write_extracted(
         place / "a.safetensors", Extracted(Converted({"a.alpha": ONE}, 0.0, "", (), "fp16"), {"a": 1}, 0.0, (), {})
+    ),
+    "lora_tools.resize.write_resized": lambda place: write_resized(
+        place / "a.safetensors", Resized(Converted({"a.alpha": ONE}, 0.0, "", (), "fp16"), {"a": 1}), {}
     ),
     "models.latent_cache.write_posterior": lambda place: write_posterior(place / "a.st", Posterior(ONE, ONE.clone())),
     "models.tensor_cache.write_tensors": lambda place: write_tensors(place / "a.st", {"a": ONE}, "tensors"),

@@ -206,16 +206,14 @@ def run_resize(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Write the file with its new ranks and print them with the error."""
     refuse_unknown(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
-    from lib_lora_train.lora_tools.convert import write_converted
     from lib_lora_train.lora_tools.rank_rule import describe_ranks
-    from lib_lora_train.lora_tools.resize import resize
+    from lib_lora_train.lora_tools.resize import resize, write_resized
 
     rule = _rank_rule(options)
     path = _output(options, f"{options.file.stem}-{rule.name}")
     file = read_adapter(options.file)
     resized = resize(file, rule, precision=options.precision)
-    rank = max(resized.ranks.values())
-    saved = write_converted(path, resized.converted, to="lora", rank=rank, metadata=file.metadata)
+    saved = write_resized(path, resized, file.metadata)
     _print_saved(path, saved.size_bytes, resized.converted.error)
     print(f"{_sentence(describe_ranks(resized.ranks))} The largest error is in {resized.converted.worst}.")
     _print_skipped(resized.converted.left_out)

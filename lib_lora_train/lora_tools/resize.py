@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ from torch import Tensor
 from lib_lora_train.adapters.families.dora import MAGNITUDE
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted
 from lib_lora_train.adapters.files.decode import ParsedLayer, parse_sound_file
-from lib_lora_train.adapters.files.lora_file import AdapterFile
+from lib_lora_train.adapters.files.lora_file import AdapterFile, SavedAdapter
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
+from lib_lora_train.lora_tools.convert import write_converted
 from lib_lora_train.lora_tools.low_rank import lora_tensors
 from lib_lora_train.lora_tools.rank_rule import RankRule
 
@@ -57,6 +59,11 @@ def resize(file: AdapterFile, rule: RankRule, *, precision: str = "fp16") -> Res
         error = _squared_distance(up, down, *(written[f"lora_{side}.weight"].double().flatten(1) for side in _SIDES))
         builder.count_loss(key, error, float(values.square().sum()))
     return Resized(builder.build(parsed.unknown), ranks)
+
+
+def write_resized(path: Path, resized: Resized, metadata: Mapping[str, str]) -> SavedAdapter:
+    """Write a new file with the old one's `metadata`, updated; errors as of `write_converted`."""
+    return write_converted(path, resized.converted, to="lora", rank=max(resized.ranks.values()), metadata=metadata)
 
 
 def _refuse_other_families(file: AdapterFile, layers: Mapping[str, ParsedLayer]) -> None:

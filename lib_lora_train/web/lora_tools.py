@@ -73,16 +73,14 @@ class LoraToolsSession:
         `rule` "" takes `rank`; else `rank` and `conv_rank` are the highest ranks, "" for none.
         """
         from lib_lora_train.adapters.files.lora_file import read_adapter
-        from lib_lora_train.lora_tools.convert import write_converted
         from lib_lora_train.lora_tools.rank_rule import describe_ranks
-        from lib_lora_train.lora_tools.resize import resize
+        from lib_lora_train.lora_tools.resize import resize, write_resized
 
         path, rule = lora_path_in(values), rank_rule_in(values)
         output = output_path(values, path.parent, f"{path.stem}-{rule.name}")
         file = read_adapter(path)
         resized = resize(file, rule, precision=_PRECISION)
-        largest = max(resized.ranks.values())
-        saved = write_converted(output, resized.converted, to="lora", rank=largest, metadata=file.metadata)
+        saved = write_resized(output, resized, file.metadata)
         return {**result_of(output, saved.size_bytes, resized.converted, ()), "ranks": describe_ranks(resized.ranks)}
 
     def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
