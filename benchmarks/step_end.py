@@ -30,6 +30,7 @@ from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.infer_spec import infer_spec
+from lib_lora_train.models.lean_modules import use_lean_modules
 from lib_lora_train.models.noise_schedule import schedule_for
 from lib_lora_train.training.ema import Ema
 from lib_lora_train.training.grad_scaling import clip_gradients
@@ -61,6 +62,7 @@ class Bench:
         spec = infer_spec(full_shapes(architecture))
         with torch.device(device):
             unet = UNet2DConditionModel(**spec.unet).requires_grad_(False).eval()
+        use_lean_modules(unet)
         self.model = DiffusionModel(spec, unet, None, (), (), schedule_for(spec), architecture, "")
         self.adapter = self._adapter(rank, torch.float32)
         (self.parameter,) = self.adapter.groups["unet"]
