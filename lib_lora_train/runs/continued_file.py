@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lib_lora_train.adapters.create import parse_continued_file, require_trained_part
 from lib_lora_train.adapters.files.anima_layers import anima_part, describe_parts
-from lib_lora_train.adapters.files.decode import ParsedLora
+from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora
 from lib_lora_train.adapters.inject import match_targets, require_a_fit
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, Problem
@@ -71,7 +72,7 @@ def _match(parsed: ParsedLora, config: TrainConfig, spec: ModelSpec) -> tuple[st
 
 
 def _read_parsed(path: Path) -> ParsedLora:
-    """The file's layers; AdapterError if it cannot be used. A file that has not changed is read once."""
+    """The file's layers without their numbers; AdapterError if it cannot be used. An unchanged file is read once."""
     try:
         status = path.stat()
     except OSError:
@@ -81,4 +82,16 @@ def _read_parsed(path: Path) -> ParsedLora:
 
 @lru_cache(maxsize=1)
 def _read_once(path: Path, _changed: int, _size: int) -> ParsedLora:
-    return parse_continued_file(path)
+    """Keeps shapes only: the tensors are mapped from the file, which Windows would not let anyone delete meanwhile."""
+    parsed = parse_continued_file(path)
+    return replace(parsed, layers={name: _without_numbers(layer) for name, layer in parsed.layers.items()})
+
+
+def _without_numbers(layer: ParsedLayer) -> ParsedLayer:
+    """The layer with zeros of the same shapes, which take no memory; flags stay."""
+    zero = torch.zeros(())
+    weights = {
+        name: zero.expand(tensor.shape) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in layer.weights.items()
+    }
+    return replace(layer, weights=weights)

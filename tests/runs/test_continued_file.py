@@ -16,7 +16,7 @@ from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.hosts.host import checkpoint_target
 from lib_lora_train.runs.checkpoint_check import check_checkpoint
-from lib_lora_train.runs.continued_file import continued_file_problems
+from lib_lora_train.runs.continued_file import _read_parsed, continued_file_problems
 
 IMAGES = PROJECT_ROOT / "assets" / "demo" / "train"
 UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -55,6 +55,18 @@ def test_a_file_that_fits_is_no_problem(continued: Any) -> None:
     width = width_of_the_tiny_model()
     assert found(continued(lora(UNET, width, width))) == []
     assert list(continued_file_problems(TrainConfig())) == []
+
+
+def test_a_file_that_was_checked_is_not_kept_open_nor_in_memory(continued: Any) -> None:
+    width = width_of_the_tiny_model()
+    config = continued(lora(UNET, width, width))
+    assert found(config) == []
+    kept = _read_parsed(Path(config.continue_from)).layers[UNET]
+    assert {name: tuple(tensor.shape) for name, tensor in kept.weights.items()} == {
+        "down": (2, width),
+        "up": (width, 2),
+    }
+    assert sum(tensor.untyped_storage().nbytes() for tensor in kept.weights.values()) <= 8
 
 
 def test_a_file_for_another_model_is_refused_before_anything_is_loaded(
