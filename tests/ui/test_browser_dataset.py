@@ -48,9 +48,8 @@ def test_images_can_be_cropped_and_upscaled_and_both_can_be_undone(page: Any, ad
     assert "Estimated memory" in page.locator(".lt-requirements").inner_text()
     page.locator(".lt-k-message", has_text="300 × 100").wait_for()
     page.locator(".lt-k-zoom").press("ArrowRight")
-    stage = page.locator(".lt-k-stage")
-    bounds = stage.bounding_box()
-    page.mouse.click(bounds["x"] + 2, bounds["y"] + 2)
+    page.wait_for_function("document.querySelector('.lt-k-stage img').complete")  # its size moves what is below
+    page.locator(".lt-k-stage").click(position={"x": 2, "y": 2})  # waits until it stays where it is
     assert page.locator(".lt-k-frame").evaluate("frame => [frame.style.left, frame.style.top]") == ["0%", "0%"]
     page.click(".lt-k-write")
     page.locator(".lt-message", has_text="cropped to").wait_for()
