@@ -33,7 +33,7 @@ from tiny_sd.emoji import NOUNS
 from tiny_sd.scenes import COLOURS, LATENT_PX, SIZE_PX, Thing, draw_backdrop
 
 from benchmarks.advisor_concepts import BACKGROUNDS, drawings
-from benchmarks.seed_runs import SeedRuns, run_command, train_logged
+from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns, run_command, train_logged
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.generators import result_of
@@ -93,13 +93,7 @@ def run_config(folder: Path, seed: int) -> TrainConfig:
         seed=seed,
         epochs=1,
         batch_size=BATCH,
-        sample_prompts=(),
-        sample_every_n_epochs=0,
-        make_grid=False,
-        measure_steady_loss=False,
-        measure_prompts=False,
-        save_state=False,
-        cache_to_disk=False,
+        **NOTHING_DRAWN,
     )
 
 

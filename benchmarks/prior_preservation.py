@@ -35,7 +35,7 @@ from tiny_sd.classifier import background_of
 from tiny_sd.mascot import caption_mascot_scene, draw_mascot_scene, render_mascot_scene
 
 from benchmarks.advisor_concepts import BACKGROUNDS, COMPANION_EVERY, drawings
-from benchmarks.seed_runs import SeedRuns
+from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import Concept, TrainConfig
@@ -99,13 +99,7 @@ def way_config(way: str, seed: int, folder: Path) -> TrainConfig:
         output_name="prior",
         seed=seed,
         epochs=EPOCHS,
-        sample_prompts=(),
-        sample_every_n_epochs=0,
-        make_grid=False,
-        measure_steady_loss=False,
-        measure_prompts=False,
-        save_state=False,
-        cache_to_disk=False,
+        **NOTHING_DRAWN,
         **WAYS[way],
     )
 

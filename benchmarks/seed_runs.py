@@ -19,6 +19,17 @@ from lib_lora_train.runs.event_log import log_events
 from lib_lora_train.runs.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 
+NOTHING_DRAWN: Mapping[str, Any] = {
+    "sample_prompts": (),
+    "sample_every_n_epochs": 0,
+    "make_grid": False,
+    "measure_steady_loss": False,
+    "measure_prompts": False,
+    "save_state": False,
+    "cache_to_disk": False,
+}
+"""Settings of a run that only trains and saves its LoRA."""
+
 
 @dataclass(frozen=True)
 class SeedRuns:

@@ -44,7 +44,7 @@ from tiny_sd.mascot import draw_mascot
 from tiny_sd.scenes import COLOURS, Thing, draw_backdrop, draw_shape
 
 from benchmarks.advisor_concepts import drawings
-from benchmarks.seed_runs import SeedRuns, run_command, train_logged
+from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns, run_command, train_logged
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.generators import result_of
@@ -143,14 +143,8 @@ def run_config(folder: Path, seed: int) -> TrainConfig:
         batch_size=BATCH,
         shuffle_captions=True,
         keep_tokens=1,
-        sample_prompts=(),
-        sample_every_n_epochs=0,
         sample_steps=SAMPLE_STEPS,
-        make_grid=False,
-        measure_steady_loss=False,
-        measure_prompts=False,
-        save_state=False,
-        cache_to_disk=False,
+        **NOTHING_DRAWN,
     )
 
 
