@@ -66,10 +66,15 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The update's factor at strength 1, alpha / rank, for families that have one."""
         return self.options.scale
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the update counts: by the adapter's switch, and by PEFT's for this layer."""
+        return self.switch.strength != 0 and not self.disable_adapters
+
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output, plus the update unless it is switched off."""
         strength, dropout = self.switch.strength, self.switch.dropout
-        if strength == 0 or self.disable_adapters or (dropout is not None and dropout.skips_layer(self.key)):
+        if not self.is_on or (dropout is not None and dropout.skips_layer(self.key)):
             output: Tensor = self.base_layer(x)
             return output
         drop = None if dropout is None else dropout.for_layer(self.key)

@@ -187,6 +187,15 @@ class Adapter:
         self._joined.clear()
         self._targets.clear()
 
+    def _adapt(self, model: ModelParts, groups: Mapping[str, tuple[nn.Module, Sequence[Target]]], *, seed: int) -> None:
+        """Freeze the model and adapt the targets, with a buffer for each group and learning-rate weight."""
+        for root in (model.unet, *model.text_encoders):
+            root.requires_grad_(False)
+        for name, (root, targets) in groups.items():
+            for weight in dict.fromkeys(target.lr_weight for target in targets):
+                self._add_group(name, root, [target for target in targets if target.lr_weight == weight], seed=seed)
+        self._joined = join_projections(model.unet)
+
     def _add_group(self, name: str, root: nn.Module, targets: list[Target], *, seed: int) -> None:
         """Adapt `targets` of `root`, with their weights in one new buffer."""
         initial = {target.key: _initial_weights(target, seed) for target in targets}
@@ -215,20 +224,14 @@ def inject(model: ModelParts, spec: AdapterSpec, *, seed: int) -> Adapter:
     layer's name. AdapterError, leaving the model untouched, if nothing would be trained or the model has an adapter.
     """
     family_of(spec)  # raises before anything is changed
-    roots = _unadapted_roots(model)
+    _require_no_adapter(model)
     adapter = Adapter(spec)
     found = find_targets(model, spec)
-    usable = {name: [t for t in targets if t.family.fits(t.layer)] for name, (_, targets) in found.items()}
-    if not any(usable.values()):
+    usable = {name: (root, [t for t in targets if t.family.fits(t.layer)]) for name, (root, targets) in found.items()}
+    if not any(targets for _, targets in usable.values()):
         raise AdapterError("No layer would be trained. Turn on train_unet, train_text_encoder or both.")
     adapter.skipped = tuple(t.name for _, targets in found.values() for t in targets if not t.family.fits(t.layer))
-    for root in roots:
-        root.requires_grad_(False)
-    for name, targets in usable.items():
-        for weight in dict.fromkeys(target.lr_weight for target in targets):
-            same = [target for target in targets if target.lr_weight == weight]
-            adapter._add_group(name, found[name][0], same, seed=seed)
-    adapter._joined = join_projections(model.unet)
+    adapter._adapt(model, usable, seed=seed)
     return adapter
 
 
@@ -237,17 +240,13 @@ def inject_parsed(model: ModelParts, parsed: ParsedLora) -> tuple[Adapter, tuple
 
     AdapterError, leaving the model untouched, if no layer fits or the model has an adapter.
     """
-    roots = _unadapted_roots(model)
+    _require_no_adapter(model)
     found, unmatched = match_targets(model, parsed)
     require_a_fit(found, parsed)
-    for root in roots:
-        root.requires_grad_(False)
     first = next(iter(found.values()))[1][0]
     name = "lora" if first.family is NORM else first.family.NAME
     adapter = Adapter(AdapterSpec(family=name, rank=first.options.rank, alpha=first.options.alpha))
-    for group, (root, targets) in found.items():
-        adapter._add_group(group, root, targets, seed=0)
-    adapter._joined = join_projections(model.unet)
+    adapter._adapt(model, found, seed=0)
     return adapter, unmatched
 
 
@@ -379,11 +378,10 @@ def _norm_names(root: nn.Module) -> list[str]:
     return [name for name, module in norms if module.weight is not None]
 
 
-def _unadapted_roots(model: ModelParts) -> tuple[nn.Module, ...]:
-    """The UNet and the text encoders; AdapterError if one of them has an adapter."""
+def _require_no_adapter(model: ModelParts) -> None:
+    """AdapterError if the model has an adapter."""
     if has_adapter(model):
         raise AdapterError("The model already has an adapter. Remove it before adding another one.")
-    return (model.unet, *model.text_encoders)
 
 
 def _initial_weights(target: Target, seed: int) -> dict[str, Tensor]:

@@ -100,9 +100,10 @@ class JointLayers:
 
     @property
     def is_usable(self) -> bool:
-        """Whether this is a pass with gradients, without dropout, with the adapter on and of one scale."""
-        is_on = self.switch.strength != 0 and self.switch.dropout is None and torch.is_grad_enabled()
-        return is_on and all(layer.scale == self.layers[0].scale for layer in self.layers)
+        """Whether this is a pass with gradients, without dropout, with all layers on and of one scale."""
+        if self.switch.dropout is not None or not torch.is_grad_enabled():
+            return False
+        return all(layer.is_on and layer.scale == self.layers[0].scale for layer in self.layers)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs (…, o) of the layers for one input (…, i)."""

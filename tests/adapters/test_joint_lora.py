@@ -129,6 +129,14 @@ def test_layers_of_other_ranks_buffers_or_kinds_cannot_be_joined() -> None:
     assert not join_layers([first.to_k, nn.Linear(4, 4)])
 
 
+def test_a_layer_that_peft_switched_off_is_not_joined() -> None:
+    attention = _attention_of(AdapterSpec(rank=2, alpha=1.0))
+    joint = join_layers([attention.to_k, attention.to_v])
+    assert joint is not None and joint.is_usable
+    attention.to_v._disable_adapters = True
+    assert not joint.is_usable
+
+
 def _attention_of(spec: AdapterSpec) -> Any:
     model = lean_model()
     inject(model, spec, seed=1)

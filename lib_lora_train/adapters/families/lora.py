@@ -130,26 +130,29 @@ def linear_lora(
     x: Tensor, down: Tensor, up: Tensor, layer: nn.Module, *, scale: float, slices: Slices | None = None
 ) -> Tensor:
     """`forward` for Linear. Without `slices`, `down` and `up` are ordinary inputs that receive gradients."""
-    anchor = slices.anchor if slices else None
-    output: Tensor = _LinearLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
-    return output
+    return _fused(_LinearLora, x, down, up, layer, scale, slices)
 
 
 def conv_lora(
     x: Tensor, down: Tensor, up: Tensor, layer: nn.Conv2d, *, scale: float, slices: Slices | None = None
 ) -> Tensor:
     """`forward` for Conv2d. Without `slices`, `down` and `up` are ordinary inputs that receive gradients."""
-    anchor = slices.anchor if slices else None
-    output: Tensor = _ConvLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
-    return output
+    return _fused(_ConvLora, x, down, up, layer, scale, slices)
 
 
 def pointwise_lora(
     x: Tensor, down: Tensor, up: Tensor, layer: nn.Conv2d, *, scale: float, slices: Slices | None = None
 ) -> Tensor:
     """`conv_lora` for a layer that `is_pointwise`, by matrix products, which are faster than convolutions."""
+    return _fused(_PointwiseLora, x, down, up, layer, scale, slices)
+
+
+def _fused(
+    function: Any, x: Tensor, down: Tensor, up: Tensor, layer: nn.Module, scale: float, slices: Slices | None
+) -> Tensor:
+    """The output of one of the Functions below; gradients go to `slices`, if given, by way of its anchor."""
     anchor = slices.anchor if slices else None
-    output: Tensor = _PointwiseLora.apply(x, down, up, anchor, layer, scale, slices)  # type: ignore[no-untyped-call]
+    output: Tensor = function.apply(x, down, up, anchor, layer, scale, slices)
     return output
 
 
