@@ -52,6 +52,12 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     _add_precision(resizer)
     _add_output(resizer, "FILE-rank16 or similar")
 
+    _add_extract(commands, command)
+    _add_metadata(commands, command)
+    _add_merge(commands, command)
+
+
+def _add_extract(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     extractor = command(commands, "extract", run_extract, "Write the difference of two checkpoints as a LoRA.")
     extractor.add_argument("base", type=Path, metavar="BASE", help="the checkpoint that the other was trained from")
     extractor.add_argument("tuned", type=Path, metavar="TUNED", help="the fine-tuned checkpoint")
@@ -70,6 +76,8 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     _add_precision(extractor)
     _add_output(extractor, "TUNED-rank16 or similar")
 
+
+def _add_metadata(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     editor = command(commands, "metadata", run_metadata, "Show a LoRA file's metadata, or write it with other ones.")
     editor.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file")
     for name in ("title", "author", "description", "trigger", "license"):
@@ -81,6 +89,8 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     )
     _add_output(editor, "FILE-edited")
 
+
+def _add_merge(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     merger = command(commands, "merge", run_merge, "Merge LoRA files of any family into one file or a checkpoint.")
     merger.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors files")
     merger.add_argument(

@@ -38,9 +38,6 @@ from lib_lora_train.sampling.sample import images_at_once, sample_in_steps
 from lib_lora_train.sampling.samplers import sampler_for
 from lib_lora_train.training.lease import TURN_SECONDS, run_in_turns
 
-PROMPTS = ("class", "captions")
-"""The class word, or the captions with the class word in the trigger's place."""
-
 _SAMPLER = "DDIM"
 _LONGEST_NAME = 60
 
@@ -66,6 +63,7 @@ class RegularisationImages:
 def wanted_images(plan: Plan, config: TrainConfig, *, prompts: str, per_image: int = 1, total: int = 0) -> list[Wanted]:
     """`per_image` images for each training image, in its bucket's size; `total` sets their number in all instead.
 
+    `prompts`: `class` is the class word, `captions` the captions with the class word in the trigger's place.
     DataError if `prompts` is `class` and a folder of the run has no class word.
     """
     items = [number for number in range(len(plan.dataset.items)) if not plan.is_regularisation(number)]
