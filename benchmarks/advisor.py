@@ -54,10 +54,10 @@ from lib_lora_train.core.events import EpochDone, LoraWritten, Progress, to_reco
 from lib_lora_train.evaluation.advisor import advise
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.images.samples import read_sample_rows
+from lib_lora_train.runs.measures.strength_test import StrengthTest
 from lib_lora_train.runs.planning import plan_run
-from lib_lora_train.runs.samples import read_sample_rows
-from lib_lora_train.runs.strength_test import StrengthTest
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 
 RESULTS = Path(__file__).parent / "advisor_runs"

@@ -50,8 +50,8 @@ from lib_lora_train.evaluation.features import image_features, similarity
 from lib_lora_train.evaluation.sample_scale import CopyRule, Look, copy_rule, look_at, pixel_similarity
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.event_log import log_events
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 
 RESULTS = Path(__file__).parent / "copies_runs"

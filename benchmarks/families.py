@@ -35,7 +35,7 @@ from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.runs.trainer import run_training
 
 RESULTS = Path(__file__).with_suffix(".json")

@@ -39,8 +39,8 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.generators import result_of
 from lib_lora_train.demo.demo import DEMO_SET, demo_config
 from lib_lora_train.evaluation.image_excess import STANDS_OUT, ImageLoss, describe_image, rate_images
-from lib_lora_train.runs.image_list import image_from_record
-from lib_lora_train.runs.image_losses import measure_past_run
+from lib_lora_train.runs.measures.image_list import image_from_record
+from lib_lora_train.runs.measures.image_losses import measure_past_run
 
 RUNS = SeedRuns(Path(__file__), Path(__file__).parent / "image_loss_runs")
 COUNTED = tuple(range(1, 11))

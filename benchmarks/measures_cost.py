@@ -24,7 +24,7 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.folder import RunFolder
 
 _MEASURED: dict[str, Any] = {
     "measure_steady_loss": True,

@@ -44,7 +44,7 @@ from lib_lora_train.models.noise_schedule import (
     scaled_linear_schedule,
 )
 from lib_lora_train.models.text_encoding import TextCondition
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import encode_prompts
 from lib_lora_train.sampling.samplers import ddim_timesteps, sample_ddim, split_prediction

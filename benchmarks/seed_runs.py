@@ -15,8 +15,8 @@ from typing import Any
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.event_log import log_events
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 
 NOTHING_DRAWN: Mapping[str, Any] = {

@@ -50,10 +50,10 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.generators import result_of
 from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.evaluation.tag_report import RatedTag, rate_tags
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.tag_images import SEEDS
-from lib_lora_train.runs.tag_list import TagList, tag_from_record
-from lib_lora_train.runs.tag_report import measure_tags
+from lib_lora_train.runs.images.tag_images import SEEDS
+from lib_lora_train.runs.measures.tag_list import TagList, tag_from_record
+from lib_lora_train.runs.measures.tag_report import measure_tags
+from lib_lora_train.runs.records.folder import RunFolder
 
 RUNS = SeedRuns(Path(__file__), Path(__file__).parent / "tag_report_runs")
 COUNTED = tuple(range(1, 11))

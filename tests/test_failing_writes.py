@@ -35,13 +35,13 @@ from lib_lora_train.models.tensor_cache import write_tensors
 from lib_lora_train.models.text_cache import write_condition
 from lib_lora_train.models.text_encoding import TextCondition
 from lib_lora_train.runs import checkpoints
-from lib_lora_train.runs.crash_report import write_traceback
-from lib_lora_train.runs.epoch_grid import GridSheet, write_sheet
-from lib_lora_train.runs.folder import Identity, RunFolder, write_identity, write_json
-from lib_lora_train.runs.image_list import ImageList, write_images
+from lib_lora_train.runs.images.epoch_grid import GridSheet, write_sheet
+from lib_lora_train.runs.measures.image_list import ImageList, write_images
+from lib_lora_train.runs.measures.tag_list import TagList, write_tags
+from lib_lora_train.runs.records.crash_report import write_traceback
+from lib_lora_train.runs.records.folder import Identity, RunFolder, write_identity, write_json
 from lib_lora_train.runs.state_clock import StateClock
-from lib_lora_train.runs.sweep_record import write_sweep
-from lib_lora_train.runs.tag_list import TagList, write_tags
+from lib_lora_train.runs.sweeps.sweep_record import write_sweep
 from lib_lora_train.sampling.infotext import write_image
 from lib_lora_train.web.form import fill_form, save_draft
 from lib_lora_train.web.uploads import write_upload
@@ -75,12 +75,14 @@ CASES: dict[str, Write] = {
     "models.latent_cache.write_posterior": lambda place: write_posterior(place / "a.st", Posterior(ONE, ONE.clone())),
     "models.tensor_cache.write_tensors": lambda place: write_tensors(place / "a.st", {"a": ONE}, "tensors"),
     "models.text_cache.write_condition": lambda place: write_condition(place / "a.st", TextCondition(ONE, None)),
-    "runs.epoch_grid.write_sheet": lambda place: write_sheet(RunFolder(place), GridSheet("a", "Euler", (), (), 0.0)),
-    "runs.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
-    "runs.folder.write_json": lambda place: write_json(place / "a.json", {}),
-    "runs.image_list.write_images": lambda place: write_images(RunFolder(place), ImageList(1, (), {})),
-    "runs.tag_list.write_tags": lambda place: write_tags(RunFolder(place), TagList(1, "zok", {}, ())),
-    "runs.sweep_record.write_sweep": lambda place: write_sweep(place, "", (), "a"),
+    "runs.images.epoch_grid.write_sheet": lambda place: write_sheet(
+        RunFolder(place), GridSheet("a", "Euler", (), (), 0.0)
+    ),
+    "runs.records.folder.write_identity": lambda place: write_identity(RunFolder(place), Identity("a", "b", "c", 0.0)),
+    "runs.records.folder.write_json": lambda place: write_json(place / "a.json", {}),
+    "runs.measures.image_list.write_images": lambda place: write_images(RunFolder(place), ImageList(1, (), {})),
+    "runs.measures.tag_list.write_tags": lambda place: write_tags(RunFolder(place), TagList(1, "zok", {}, ())),
+    "runs.sweeps.sweep_record.write_sweep": lambda place: write_sweep(place, "", (), "a"),
     "sampling.infotext.write_image": lambda place: write_image(place / "a.png", Image.new("RGB", (8, 8))),
     "web.uploads.write_upload": lambda place: write_upload(place, "a.png", b"x"),
     "web.form.save_draft": lambda place: save_draft(place, fill_form(TrainConfig())),
@@ -125,8 +127,10 @@ COVERED: dict[str, str] = {
     "runs.checkpoints.save_step_lora": _LORA,
     "runs.checkpoints.save_recent_state": f"{_HERE}::test_a_state_by_time_on_a_full_disk_warns_once",
     "runs.checkpoints.save_training_state": _STATE,
-    "runs.reports.write_sweep_report": "tests/runs/test_reports.py::test_a_report_that_cannot_be_written_ends_nothing",
-    "runs.crash_report.write_traceback": f"{_HERE}::test_a_traceback_on_a_full_disk_is_left_out",
+    "runs.records.reports.write_sweep_report": (
+        "tests/runs/records/test_reports.py::test_a_report_that_cannot_be_written_ends_nothing"
+    ),
+    "runs.records.crash_report.write_traceback": f"{_HERE}::test_a_traceback_on_a_full_disk_is_left_out",
     "training.training_state.write_state": _STATE_FILE,
     "ui.tab._Wiring.save_draft": _PAGE,
     "ui.tab._Wiring.save_preset": _PAGE,

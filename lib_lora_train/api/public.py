@@ -81,8 +81,8 @@ def train(
     """
     from lib_lora_train.core.control import Control
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.runs.event_log import log_events
-    from lib_lora_train.runs.folder import new_run_folder
+    from lib_lora_train.runs.records.event_log import log_events
+    from lib_lora_train.runs.records.folder import new_run_folder
     from lib_lora_train.runs.trainer import run_training
 
     planned = plan_run(_config(settings, changes))

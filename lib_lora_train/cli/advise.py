@@ -22,7 +22,7 @@ def run_advise(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print what is measured and the advice; what was drawn before is kept, so that it can be interrupted."""
     refuse_unknown(unknown)
     folder = open_run_folder(options)
-    from lib_lora_train.runs.advice import advise_past_run  # loads PyTorch
+    from lib_lora_train.runs.measures.advice import advise_past_run  # loads PyTorch
 
     measure(advise_past_run(folder, open_measuring_host(options, folder), Control()), folder, sys.stdout)
     return 0

@@ -26,8 +26,8 @@ def run_grid(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Draw the grid and print its path; what was drawn before is kept, so that it can be interrupted."""
     refuse_unknown(unknown)
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.runs.epoch_grid import find_grid_task, make_sheet, read_choice
-    from lib_lora_train.runs.grid_generator import draw_grid, start_txt2img
+    from lib_lora_train.runs.images.epoch_grid import find_grid_task, make_sheet, read_choice
+    from lib_lora_train.runs.images.grid_generator import draw_grid, start_txt2img
 
     folder = open_run_folder(options)
     choice = read_choice(

@@ -21,7 +21,7 @@ from lib_lora_train.dataset.captions import find_caption_file, index_by_extensio
 from lib_lora_train.models.prompt_weights import split_words
 
 if TYPE_CHECKING:
-    from lib_lora_train.runs.heat_maps import HeatMapRequest, HeatMapResult
+    from lib_lora_train.runs.images.heat_maps import HeatMapRequest, HeatMapResult
 
 
 def add_heat_maps(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -74,7 +74,7 @@ def run_heat_maps(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def _request(options: argparse.Namespace) -> HeatMapRequest:
     """What to look at or draw; LoraTrainError if there is neither, ConfigError for settings that are out of range."""
-    from lib_lora_train.runs.heat_maps import HeatMapRequest
+    from lib_lora_train.runs.images.heat_maps import HeatMapRequest
 
     lora = user_path(options.lora) if options.lora else None
     if options.image:
@@ -133,7 +133,7 @@ def _record(request: HeatMapRequest, options: argparse.Namespace) -> HeatMapResu
     from lib_lora_train.core.control import Control
     from lib_lora_train.core.generators import result_of
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.runs.heat_maps import record_heat_maps
+    from lib_lora_train.runs.images.heat_maps import record_heat_maps
 
     host = StandaloneHost(None, None, user_path(options.out), "cpu" if options.cpu else None)
     return result_of(record_heat_maps(request, host, Control()))

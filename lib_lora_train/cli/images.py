@@ -26,12 +26,12 @@ def add_images(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
 def run_images(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print the list; images that the run has not measured are measured first."""
     refuse_unknown(unknown)
-    from lib_lora_train.runs.image_list import image_values, read_images
+    from lib_lora_train.runs.measures.image_list import image_values, read_images
 
     folder = open_run_folder(options)
     images = None if options.measure else read_images(folder)
     if images is None:
-        from lib_lora_train.runs.image_losses import measure_past_run  # loads PyTorch
+        from lib_lora_train.runs.measures.image_losses import measure_past_run  # loads PyTorch
 
         work = measure_past_run(folder, open_measuring_host(options, folder), Control())
         images = measure(work, folder, sys.stderr)

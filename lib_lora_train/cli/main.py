@@ -188,7 +188,7 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         outputs = (options.out or PROJECT_ROOT).absolute() / "outputs"
         print("\n\n".join(plan_text(config, outputs, on_cpu=options.cpu) for config in configs))
     elif resumed:
-        from lib_lora_train.runs.past_runs import find_resume_point
+        from lib_lora_train.runs.records.past_runs import find_resume_point
 
         train_run(options, configs[0], find_resume_point(resumed, config=configs[0]))
     elif len(configs) == 1:
@@ -201,7 +201,7 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Resume or extend the run in a folder, continuing its series of files."""
     refuse_unknown(unknown)
-    from lib_lora_train.runs.past_runs import find_resume_point
+    from lib_lora_train.runs.records.past_runs import find_resume_point
 
     folder = find_run(options.folder)
     resume_point = find_resume_point(folder, more_epochs=options.more_epochs, step=options.from_step)
@@ -216,10 +216,10 @@ def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
     from lib_lora_train.dataset.durations import describe_durations
     from lib_lora_train.dataset.plan_text import describe_plan
     from lib_lora_train.hosts.host import checkpoint_target
-    from lib_lora_train.runs.checkpoint_check import check_checkpoint
+    from lib_lora_train.runs.checks.checkpoint_check import check_checkpoint
+    from lib_lora_train.runs.checks.write_places import WritePlaces, place_problems
     from lib_lora_train.runs.estimates.requirements import estimate_requirements, requirement_lines
     from lib_lora_train.runs.planning import plan_run
-    from lib_lora_train.runs.write_places import WritePlaces, place_problems
 
     places = WritePlaces(home, home.parent / "models" / "Lora")
     plan, target = plan_run(config, places).plan, checkpoint_target(config, on_cpu=on_cpu)

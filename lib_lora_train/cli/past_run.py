@@ -14,7 +14,7 @@ from lib_lora_train.core.project import PROJECT_ROOT
 if TYPE_CHECKING:
     from lib_lora_train.core.events import Event
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.runs.folder import RunFolder
+    from lib_lora_train.runs.records.folder import RunFolder
 
 _Result = TypeVar("_Result")
 _NEWEST = 5  # runs named in an error
@@ -27,7 +27,7 @@ def add_run_folder(parser: argparse.ArgumentParser) -> None:
 
 def find_run(given: Path) -> RunFolder:
     """The run in this folder, or of this name in `outputs`; OutputError, with the newest runs there, if it is none."""
-    from lib_lora_train.runs.folder import RunFolder
+    from lib_lora_train.runs.records.folder import RunFolder
 
     outputs = PROJECT_ROOT / "outputs"
     for folder in (RunFolder(given.absolute()), RunFolder(outputs / given)):
@@ -56,7 +56,7 @@ def open_measuring_host(options: argparse.Namespace, folder: RunFolder) -> Stand
 def measure(work: Generator[Event, None, _Result], folder: RunFolder, stream: TextIO) -> _Result:
     """The result of the work. Its progress is shown in `stream`; what was measured goes to the run's log."""
     from lib_lora_train.cli.terminal import Terminal
-    from lib_lora_train.runs.late_events import is_kept, keep_events
+    from lib_lora_train.runs.records.late_events import is_kept, keep_events
 
     terminal, events = Terminal(stream), WithResult(work)
     for event in events:

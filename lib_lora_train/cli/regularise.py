@@ -43,8 +43,8 @@ def run_regularise(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     config = read_cli_config(options, unknown)
     from lib_lora_train.cli.terminal import Terminal
     from lib_lora_train.hosts.standalone import StandaloneHost
+    from lib_lora_train.runs.images.regularisation_images import draw_regularisation_images, wanted_images
     from lib_lora_train.runs.planning import plan_run
-    from lib_lora_train.runs.regularisation_images import draw_regularisation_images, wanted_images
 
     folder = options.to.absolute()
     plan = plan_run(config).plan

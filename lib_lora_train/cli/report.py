@@ -19,7 +19,7 @@ def add_report(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
 def run_report(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print the report of the run in a folder; OutputError if there is no such run."""
     refuse_unknown(unknown)
-    from lib_lora_train.runs.run_report import read_report
+    from lib_lora_train.runs.records.run_report import read_report
 
     print(read_report(find_run(options.folder), "command line"), end="")
     return 0

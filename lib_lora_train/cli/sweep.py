@@ -20,7 +20,7 @@ from lib_lora_train.core.wording import count
 
 if TYPE_CHECKING:
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.runs.sweep_record import Member, Sweep
+    from lib_lora_train.runs.sweeps.sweep_record import Member, Sweep
 
 _VARY = (
     "a setting and the values to try, such as --vary rank=8,16 or --vary 'leave_out_tags=|smile' (texts and lists are "
@@ -61,9 +61,9 @@ class _Place:
 
 def run_sweep(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Record and train a sweep, or continue one; prints the comparison at the end."""
-    from lib_lora_train.runs.sweep_record import list_sweeps, read_sweep
-    from lib_lora_train.runs.sweep_runs import count_steps, plan_sweep, record_sweep
-    from lib_lora_train.runs.write_places import WritePlaces
+    from lib_lora_train.runs.checks.write_places import WritePlaces
+    from lib_lora_train.runs.sweeps.sweep_record import list_sweeps, read_sweep
+    from lib_lora_train.runs.sweeps.sweep_runs import count_steps, plan_sweep, record_sweep
 
     home = output_folder(options) / "outputs"
     if options.resume is not None:
@@ -89,9 +89,9 @@ def run_sweep(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 def run_compare(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print the comparison; OutputError for a folder that is not a run."""
     refuse_unknown(unknown)
-    from lib_lora_train.runs.comparison import compare
-    from lib_lora_train.runs.comparison_report import comparison_text, comparison_values
-    from lib_lora_train.runs.run_results import read_result
+    from lib_lora_train.runs.records.run_results import read_result
+    from lib_lora_train.runs.sweeps.comparison import compare
+    from lib_lora_train.runs.sweeps.comparison_report import comparison_text, comparison_values
 
     folders = [find_run(path) for path in options.runs]
     for folder in folders:
@@ -125,7 +125,7 @@ def _read_base(options: argparse.Namespace, unknown: Sequence[str], home: Path) 
 
 def _lora_dir(run: Path) -> Path | None:
     """Where a past run wrote its LoRA files; None if that is unknown."""
-    from lib_lora_train.runs.folder import RunFolder, read_identity
+    from lib_lora_train.runs.records.folder import RunFolder, read_identity
 
     try:
         return Path(read_identity(RunFolder(run)).lora_dir)
@@ -135,9 +135,9 @@ def _lora_dir(run: Path) -> Path | None:
 
 def _train_members(options: argparse.Namespace, home: Path, sweep: Sweep, host: StandaloneHost) -> int:
     """Train what is not finished, one after the other with one model; a failure does not stop the next run."""
-    from lib_lora_train.runs.comparison_report import comparison_text
-    from lib_lora_train.runs.sweep_record import find_members
-    from lib_lora_train.runs.sweep_runs import read_comparison
+    from lib_lora_train.runs.sweeps.comparison_report import comparison_text
+    from lib_lora_train.runs.sweeps.sweep_record import find_members
+    from lib_lora_train.runs.sweeps.sweep_runs import read_comparison
 
     for member in find_members(home, sweep):
         if member.state == "finished":
@@ -161,8 +161,8 @@ def _train_members(options: argparse.Namespace, home: Path, sweep: Sweep, host: 
 
 def _train_member(options: argparse.Namespace, home: Path, sweep: Sweep, member: Member, host: StandaloneHost) -> bool:
     """Resume the run if it can be resumed, else begin a new one; False if it was stopped."""
-    from lib_lora_train.runs.folder import RunFolder, new_run_folder, write_json
-    from lib_lora_train.runs.past_runs import find_resume_point
+    from lib_lora_train.runs.records.folder import RunFolder, new_run_folder, write_json
+    from lib_lora_train.runs.records.past_runs import find_resume_point
 
     if member.can_resume:
         point = find_resume_point(RunFolder(home / member.run))

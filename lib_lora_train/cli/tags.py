@@ -25,12 +25,12 @@ def add_tags(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> 
 def run_tags(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Print the report; tags that the run has not measured are measured first."""
     refuse_unknown(unknown)
-    from lib_lora_train.runs.tag_list import read_tags, tag_values
+    from lib_lora_train.runs.measures.tag_list import read_tags, tag_values
 
     folder = open_run_folder(options)
     tags = None if options.measure or options.tag else read_tags(folder)
     if tags is None:
-        from lib_lora_train.runs.tag_report import measure_tags  # loads PyTorch
+        from lib_lora_train.runs.measures.tag_report import measure_tags  # loads PyTorch
 
         work = measure_tags(folder, open_measuring_host(options, folder), Control(), options.tag)
         tags = measure(work, folder, sys.stderr)

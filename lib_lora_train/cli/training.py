@@ -16,8 +16,8 @@ from lib_lora_train.core.wording import count
 
 if TYPE_CHECKING:
     from lib_lora_train.hosts.standalone import StandaloneHost
-    from lib_lora_train.runs.folder import RunFolder
-    from lib_lora_train.runs.past_runs import ResumePoint
+    from lib_lora_train.runs.records.folder import RunFolder
+    from lib_lora_train.runs.records.past_runs import ResumePoint
 
 EXIT_INTERRUPTED = 130
 
@@ -65,9 +65,9 @@ def train_run(
     from lib_lora_train.cli.show_run import show_run
     from lib_lora_train.core.control import Control
     from lib_lora_train.models.model_identity import identity_from_values
-    from lib_lora_train.runs.event_log import log_events
-    from lib_lora_train.runs.folder import new_run_folder
-    from lib_lora_train.runs.reports import refresh_reports
+    from lib_lora_train.runs.records.event_log import log_events
+    from lib_lora_train.runs.records.folder import new_run_folder
+    from lib_lora_train.runs.records.reports import refresh_reports
     from lib_lora_train.runs.trainer import RunOptions, run_training
 
     config = resume_point.config if resume_point else config

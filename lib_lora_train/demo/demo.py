@@ -32,8 +32,8 @@ from lib_lora_train.demo.concept_detector import ConceptDetector, HueRange
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.reports import rated_values
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.records.reports import rated_values
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import sample_images
 from lib_lora_train.training.fixed_noise_loss import Probe, drift, make_probe, probe_loss, probe_predictions

@@ -17,9 +17,9 @@ from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, S
 from lib_lora_train.core.memory_errors import saving
 from lib_lora_train.formats.lora_card import card_values, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
-from lib_lora_train.runs.checkpoint_check import describe_loaded
-from lib_lora_train.runs.history import SavedLora, epoch_name, step_name
+from lib_lora_train.runs.checks.checkpoint_check import describe_loaded
 from lib_lora_train.runs.readable_files import describe_rewriting, readable_adapter, readable_metadata
+from lib_lora_train.runs.records.history import SavedLora, epoch_name, step_name
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.training_run import Training
 from lib_lora_train.training.training_state import write_state

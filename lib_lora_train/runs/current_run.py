@@ -19,11 +19,11 @@ from lib_lora_train.core.events import (
     from_record,
 )
 from lib_lora_train.core.progress import Eta
-from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.gpu_memory import MemoryCurve
-from lib_lora_train.runs.moved_run import read_move
 from lib_lora_train.runs.planning import RunPlan
+from lib_lora_train.runs.records.event_log import read_log
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.gpu_memory import MemoryCurve
+from lib_lora_train.runs.records.moved_run import read_move
 from lib_lora_train.runs.trainer import RunOptions
 
 

@@ -12,7 +12,7 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.prompt_suggestions import suggest_prompts
 from lib_lora_train.dataset.scan import Dataset, read_dataset
-from lib_lora_train.runs.write_places import WritePlaces, output_dir_problems, place_problems
+from lib_lora_train.runs.checks.write_places import WritePlaces, output_dir_problems, place_problems
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from lib_lora_train.config.train_config import TrainConfig, config_values, read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.errors import HostError, OutputError
-from lib_lora_train.runs.folder import write_json
+from lib_lora_train.runs.records.folder import write_json
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lib_lora_train.config.family_support import FORMS
 from lib_lora_train.core.errors import MemoryFullError, ModelUnavailableError
 from lib_lora_train.core.events import Event, Noted
 from lib_lora_train.core.wording import join_names
-from lib_lora_train.runs.form_check import who_reads
+from lib_lora_train.runs.checks.form_check import who_reads
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 

@@ -9,8 +9,8 @@ from lib_lora_train.core.events import Event, Noted, Resumed
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import newest_lora
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import newest_lora
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.lr_schedule import lr_factor, lr_schedule
 from lib_lora_train.training.training_state import TrainState, require_same_run

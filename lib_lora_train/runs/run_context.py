@@ -30,9 +30,9 @@ from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.estimates.memory import DTYPE_BYTES, OPTIMIZER_BYTES
-from lib_lora_train.runs.folder import Identity, RunFolder, read_identity, write_identity
-from lib_lora_train.runs.history import RunHistory, read_history
-from lib_lora_train.runs.moved_run import read_move
+from lib_lora_train.runs.records.folder import Identity, RunFolder, read_identity, write_identity
+from lib_lora_train.runs.records.history import RunHistory, read_history
+from lib_lora_train.runs.records.moved_run import read_move
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.training.lease import run_in_turns, run_leased
 from lib_lora_train.training.training_run import Training

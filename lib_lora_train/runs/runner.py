@@ -19,20 +19,20 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError, LoraTrainError
 from lib_lora_train.core.events import ACTIVE_STATES, Event, StateChanged, StepDone
 from lib_lora_train.models.model_identity import identity_from_values
-from lib_lora_train.runs.crash_report import describe_crash
+from lib_lora_train.runs.checks.model_check import read_expected_model
+from lib_lora_train.runs.checks.write_places import WritePlaces
 from lib_lora_train.runs.current_run import CurrentRun
-from lib_lora_train.runs.downsampling import downsample
-from lib_lora_train.runs.event_log import EventLog, log_record, log_warning
-from lib_lora_train.runs.folder import RunFolder, new_run_folder, write_json
-from lib_lora_train.runs.gpu_memory import read_gpu_memory
-from lib_lora_train.runs.late_events import keep_events
-from lib_lora_train.runs.model_check import read_expected_model
-from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue, new_entry
-from lib_lora_train.runs.reports import refresh_reports
+from lib_lora_train.runs.records.crash_report import describe_crash
+from lib_lora_train.runs.records.downsampling import downsample
+from lib_lora_train.runs.records.event_log import EventLog, log_record, log_warning
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder, write_json
+from lib_lora_train.runs.records.gpu_memory import read_gpu_memory
+from lib_lora_train.runs.records.late_events import keep_events
+from lib_lora_train.runs.records.past_runs import ResumePoint, find_resume_point
+from lib_lora_train.runs.records.reports import refresh_reports
 from lib_lora_train.runs.trainer import RunOptions, run_training
-from lib_lora_train.runs.write_places import WritePlaces
 
 log = logging.getLogger("lora_train")
 

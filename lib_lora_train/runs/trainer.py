@@ -30,8 +30,6 @@ from lib_lora_train.models.broken_weights import refuse_broken_weights
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
-from lib_lora_train.runs.advice import advise_run
-from lib_lora_train.runs.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded, precision_of
 from lib_lora_train.runs.checkpoints import (
     save_due_step_lora,
     save_epoch_lora,
@@ -39,15 +37,26 @@ from lib_lora_train.runs.checkpoints import (
     save_step_lora,
     save_training_state,
 )
-from lib_lora_train.runs.continued_file import continued_file_problems
+from lib_lora_train.runs.checks.checkpoint_check import MODEL_NOTE, checkpoint_problems, describe_loaded, precision_of
+from lib_lora_train.runs.checks.continued_file import continued_file_problems
+from lib_lora_train.runs.checks.form_check import form_problems
+from lib_lora_train.runs.checks.model_check import load_same_model
+from lib_lora_train.runs.checks.write_places import WritePlaces
 from lib_lora_train.runs.estimates.requirements import check_precision
 from lib_lora_train.runs.estimates.step_time import describe_workload
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.form_check import form_problems
-from lib_lora_train.runs.image_losses import measure_images_at_end
-from lib_lora_train.runs.measures import Measure, RunMeasures, early_stop_reason, measure_epoch, prepare_measures
-from lib_lora_train.runs.model_check import load_same_model
+from lib_lora_train.runs.images.samples import draw_grid, generate_sample_row, load_sample_rows
+from lib_lora_train.runs.measures.advice import advise_run
+from lib_lora_train.runs.measures.epoch_measures import (
+    Measure,
+    RunMeasures,
+    early_stop_reason,
+    measure_epoch,
+    prepare_measures,
+)
+from lib_lora_train.runs.measures.image_losses import measure_images_at_end
 from lib_lora_train.runs.planning import RunPlan, plan_run
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.tensorboard import log_to_tensorboard
 from lib_lora_train.runs.resuming import continue_from, refuse_other_run, report_resume
 from lib_lora_train.runs.run_context import (
     RunContext,
@@ -58,9 +67,6 @@ from lib_lora_train.runs.run_context import (
     time_call,
     time_phase,
 )
-from lib_lora_train.runs.samples import draw_grid, generate_sample_row, load_sample_rows
-from lib_lora_train.runs.tensorboard import log_to_tensorboard
-from lib_lora_train.runs.write_places import WritePlaces
 from lib_lora_train.training.lease import run_in_turns, run_leased
 from lib_lora_train.training.loop import train
 from lib_lora_train.training.loss import loss_options

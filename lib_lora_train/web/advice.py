@@ -10,9 +10,9 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, PhaseStarted, StrengthTested
 from lib_lora_train.formats.lora_card import recommend
-from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import newest_advice, read_loras
+from lib_lora_train.runs.records.event_log import read_log
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import newest_advice, read_loras
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.measuring import measure_in
 
@@ -71,7 +71,7 @@ class AdviceSession:
     # --- the thread ------------------------------------------------------------------------------
     def _work(self, folder: RunFolder) -> None:
         """Test the strengths; the trials and the advice go to the log of the run."""
-        from lib_lora_train.runs.advice import advise_past_run  # loads PyTorch
+        from lib_lora_train.runs.measures.advice import advise_past_run  # loads PyTorch
 
         def show(event: Event) -> None:
             if isinstance(event, PhaseStarted):

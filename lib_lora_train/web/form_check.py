@@ -10,7 +10,7 @@ from lib_lora_train.config.validation.validate import has_errors
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.scan import Dataset
-from lib_lora_train.runs.checkpoint_check import NO_CHECKPOINT, CheckpointCheck
+from lib_lora_train.runs.checks.checkpoint_check import NO_CHECKPOINT, CheckpointCheck
 from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.web.quick_fixes import Fix
 

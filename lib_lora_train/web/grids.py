@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lib_lora_train.config.settings.samples import SAMPLERS
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.wording import count
-from lib_lora_train.runs.epoch_grid import GridSheet, read_choice, read_sheets
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.grid_generator import GridGenerator, grid_image
+from lib_lora_train.runs.images.epoch_grid import GridSheet, read_choice, read_sheets
+from lib_lora_train.runs.images.grid_generator import GridGenerator, grid_image
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.web.image_tokens import ImageTokens
 
 if TYPE_CHECKING:

@@ -12,18 +12,18 @@ from lib_lora_train.config.settings.samples import SAMPLERS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset.captions import find_caption_file, index_by_extension, read_caption_file
-from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
-from lib_lora_train.runs.moved_run import Move, read_move
-from lib_lora_train.runs.past_config import read_past_config
+from lib_lora_train.runs.records.event_log import read_log
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import read_loras
+from lib_lora_train.runs.records.moved_run import Move, read_move
+from lib_lora_train.runs.records.past_config import read_past_config
 from lib_lora_train.sampling.infotext import read_lora, read_sample_settings
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import optional_path
 
 if TYPE_CHECKING:
     from lib_lora_train.hosts.host import Host
-    from lib_lora_train.runs.heat_maps import HeatMapRequest
+    from lib_lora_train.runs.images.heat_maps import HeatMapRequest
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class HeatMapRequests:
 
     def _run_image(self, path: Path, *, as_it_is: bool) -> HeatMapRequest | None:
         """An image that a run has drawn; None for another one."""
-        from lib_lora_train.runs.heat_maps import HeatMapRequest
+        from lib_lora_train.runs.images.heat_maps import HeatMapRequest
 
         root = next((parent for parent in path.parents if parent.parent == self.home), None)
         folder = RunFolder(root) if root else None
@@ -85,7 +85,7 @@ class HeatMapRequests:
 
     def _dataset_image(self, path: Path, values: Mapping[str, Any]) -> HeatMapRequest:
         """An image of a dataset with its caption: what the request says, else what its file says."""
-        from lib_lora_train.runs.heat_maps import HeatMapRequest
+        from lib_lora_train.runs.images.heat_maps import HeatMapRequest
 
         config = self.config()
         text = values.get("text")

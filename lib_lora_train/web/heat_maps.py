@@ -20,14 +20,14 @@ from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import DataError, ModelUnavailableError
 from lib_lora_train.core.generators import WithResult
 from lib_lora_train.models.prompt_weights import split_words
-from lib_lora_train.runs.past_runs import past_runs
+from lib_lora_train.runs.records.past_runs import past_runs
 from lib_lora_train.web.heat_map_requests import HeatMapRequests
 from lib_lora_train.web.image_tokens import ImageTokens
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lib_lora_train.runs.heat_maps import HeatMapRequest, HeatMapResult
+    from lib_lora_train.runs.images.heat_maps import HeatMapRequest, HeatMapResult
     from lib_lora_train.runs.runner import Runner
 
 _KEPT_RESULTS = 32  # with the words of an image shown, arrow keys go through a grid: a few MB each
@@ -75,7 +75,7 @@ class HeatMapSession:
 
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Look at the image, or draw it, unless that was done before; the status. What is under way is stopped."""
-        from lib_lora_train.runs.heat_maps import require_one_model
+        from lib_lora_train.runs.images.heat_maps import require_one_model
 
         request = self._requests.read(values)
         if self._key(request) in self._results:
@@ -122,7 +122,7 @@ class HeatMapSession:
     # --- the thread ------------------------------------------------------------------------------
     def _record(self, request: HeatMapRequest) -> None:
         """Make the maps under the host's lease, and keep them."""
-        from lib_lora_train.runs.heat_maps import record_heat_maps
+        from lib_lora_train.runs.images.heat_maps import record_heat_maps
         from lib_lora_train.sampling.sample import SamplingStep
 
         control = Control()

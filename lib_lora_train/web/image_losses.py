@@ -12,9 +12,9 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event
 from lib_lora_train.core.tag_patterns import make_path_matcher
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
-from lib_lora_train.runs.image_list import image_values, read_images
+from lib_lora_train.runs.measures.image_list import image_values, read_images
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import read_loras
 from lib_lora_train.web.form import Form, form_values, with_values
 from lib_lora_train.web.form_changes import Change
 from lib_lora_train.web.image_tokens import ImageTokens
@@ -95,8 +95,8 @@ class ImageLossSession:
     # --- measuring -----------------------------------------------------------------------------
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Measure every image of the run; the status. HostError while it is training, or another model would load."""
-        from lib_lora_train.runs.image_losses import last_file
-        from lib_lora_train.runs.past_config import read_past_config
+        from lib_lora_train.runs.measures.image_losses import last_file
+        from lib_lora_train.runs.records.past_config import read_past_config
 
         folder = self._folder_of(values)
         run, active = folder.root.name, self._runner.active_run
@@ -119,7 +119,7 @@ class ImageLossSession:
         return self.status({})
 
     def _measure(self, folder: RunFolder) -> None:
-        from lib_lora_train.runs.image_losses import measure_past_run
+        from lib_lora_train.runs.measures.image_losses import measure_past_run
 
         def work(control: Control) -> Iterator[Event]:
             return measure_past_run(folder, self._runner.host, control)

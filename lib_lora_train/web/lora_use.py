@@ -10,9 +10,9 @@ from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
 from lib_lora_train.hosts.host import other_lora
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
-from lib_lora_train.runs.past_config import read_past_config
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import read_loras
+from lib_lora_train.runs.records.past_config import read_past_config
 from lib_lora_train.sampling.infotext import sample_settings
 from lib_lora_train.sampling.used_sampler import used_sampler
 

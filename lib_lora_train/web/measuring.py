@@ -9,7 +9,7 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import ModelUnavailableError
 from lib_lora_train.core.events import Event, PhaseStarted, Progress
-from lib_lora_train.runs.late_events import is_kept
+from lib_lora_train.runs.records.late_events import is_kept
 
 
 def measure_in(

@@ -9,10 +9,10 @@ from lib_lora_train.config.train_config import read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.hosts.host import Host
-from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint
+from lib_lora_train.runs.checks.checkpoint_check import CheckpointCheck, check_checkpoint
+from lib_lora_train.runs.checks.write_places import WritePlaces
 from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.runs.planning import RunPlan, plan_run
-from lib_lora_train.runs.write_places import WritePlaces
 
 
 def plan_usable_run(values: Mapping[str, Any], host: Host, places: WritePlaces | None) -> RunPlan:

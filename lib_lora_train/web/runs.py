@@ -16,14 +16,14 @@ from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
 from lib_lora_train.core.events import LoraRemoved, LoraWritten
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.lora_tools.new_file import new_file, sidecars
-from lib_lora_train.runs.checkpoint_check import MODEL_NOTE
-from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import newest_lora, read_loras
-from lib_lora_train.runs.interrupted import Interrupted, find_interrupted
-from lib_lora_train.runs.moved_run import Move, read_move
-from lib_lora_train.runs.past_runs import past_runs
-from lib_lora_train.runs.tensorboard import TensorBoardServer
+from lib_lora_train.runs.checks.checkpoint_check import MODEL_NOTE
+from lib_lora_train.runs.records.event_log import read_log
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import newest_lora, read_loras
+from lib_lora_train.runs.records.interrupted import Interrupted, find_interrupted
+from lib_lora_train.runs.records.moved_run import Move, read_move
+from lib_lora_train.runs.records.past_runs import past_runs
+from lib_lora_train.runs.records.tensorboard import TensorBoardServer
 from lib_lora_train.web.advice import read_advice
 from lib_lora_train.web.image_tokens import ImageTokens
 
@@ -198,7 +198,9 @@ class RunSession:
 
     def report(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A text about the run for a bug report, without names and paths: its file name and text."""
-        from lib_lora_train.runs.run_report import read_report  # loads PyTorch, to ask for its version and the GPU
+        from lib_lora_train.runs.records.run_report import (
+            read_report,  # loads PyTorch, to ask for its version and the GPU
+        )
 
         return {"name": "lora-train-report.txt", "text": read_report(self.folder_of(values), self._runner.host.name)}
 

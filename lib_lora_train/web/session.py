@@ -27,10 +27,10 @@ from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.hosts.host import other_lora
-from lib_lora_train.runs.checkpoint_check import CheckpointCheck, check_checkpoint, resolution_settings
+from lib_lora_train.runs.checks.checkpoint_check import CheckpointCheck, check_checkpoint, resolution_settings
+from lib_lora_train.runs.checks.write_places import place_problems
 from lib_lora_train.runs.estimates.requirements import Requirements, estimate_requirements
-from lib_lora_train.runs.past_runs import files_to_plot, past_runs, xyz_text
-from lib_lora_train.runs.write_places import place_problems
+from lib_lora_train.runs.records.past_runs import files_to_plot, past_runs, xyz_text
 from lib_lora_train.web.advice import AdviceSession
 from lib_lora_train.web.captions import CaptionSession
 from lib_lora_train.web.checkpoints import CheckpointPicker

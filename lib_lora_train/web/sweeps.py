@@ -11,11 +11,11 @@ from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.wording import count, value_text
-from lib_lora_train.runs.comparison_report import comparison_values
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.sweep import FIXED
-from lib_lora_train.runs.sweep_record import Member, Sweep, find_members, list_sweeps, read_sweep
-from lib_lora_train.runs.sweep_runs import (
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.sweeps.comparison_report import comparison_values
+from lib_lora_train.runs.sweeps.sweep import FIXED
+from lib_lora_train.runs.sweeps.sweep_record import Member, Sweep, find_members, list_sweeps, read_sweep
+from lib_lora_train.runs.sweeps.sweep_runs import (
     SweepPlan,
     count_steps,
     describe_sweep,
@@ -30,8 +30,8 @@ from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.json_values import json_ready
 
 if TYPE_CHECKING:
-    from lib_lora_train.runs.comparison import Comparison, Row
     from lib_lora_train.runs.runner import Runner
+    from lib_lora_train.runs.sweeps.comparison import Comparison, Row
     from lib_lora_train.web.runs import RunSession
 
 _SWEEPS_SHOWN = 20

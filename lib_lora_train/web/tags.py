@@ -10,9 +10,9 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.history import read_loras
-from lib_lora_train.runs.tag_list import read_tags, tag_values
+from lib_lora_train.runs.measures.tag_list import read_tags, tag_values
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import read_loras
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.measuring import measure_in, progress_in
@@ -96,7 +96,7 @@ class TagReportSession:
         return self.status({})
 
     def _measure(self, folder: RunFolder, also: Sequence[str]) -> None:
-        from lib_lora_train.runs.tag_report import measure_tags  # loads PyTorch
+        from lib_lora_train.runs.measures.tag_report import measure_tags  # loads PyTorch
 
         def work(control: Control) -> Iterator[Event]:
             return measure_tags(folder, self._runner.host, control, also)

@@ -9,8 +9,8 @@ import pytest
 
 from lib_lora_train.cli.main import main
 from lib_lora_train.evaluation.image_excess import ImageLoss
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.image_list import ImageList, image_values, write_images
+from lib_lora_train.runs.measures.image_list import ImageList, image_values, write_images
+from lib_lora_train.runs.records.folder import RunFolder
 
 
 def run_with_losses(tmp_path: Path) -> tuple[RunFolder, ImageList]:

@@ -37,7 +37,7 @@ from lib_lora_train.core.events import (
     StepDone,
     from_record,
 )
-from lib_lora_train.runs.event_log import log_events
+from lib_lora_train.runs.records.event_log import log_events
 from tests.paths import ROOT
 
 

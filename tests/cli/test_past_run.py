@@ -12,8 +12,8 @@ from lib_lora_train.cli import past_run
 from lib_lora_train.cli.main import main
 from lib_lora_train.cli.past_run import measure
 from lib_lora_train.core.events import Advised, Event, ImagesRated, PhaseStarted, Progress, TagsRated
-from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.event_log import read_log
+from lib_lora_train.runs.records.folder import RunFolder
 
 COMMANDS = ["advise", "images", "tags", "grid", "resume", "report", "compare", "train --resume"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from lib_lora_train.cli.main import main
 from lib_lora_train.evaluation.tag_report import TagMeasure
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.tag_list import TagList, tag_values, write_tags
+from lib_lora_train.runs.measures.tag_list import TagList, tag_values, write_tags
+from lib_lora_train.runs.records.folder import RunFolder
 
 
 def run_with_tags(tmp_path: Path) -> tuple[RunFolder, TagList]:

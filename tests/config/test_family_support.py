@@ -19,7 +19,7 @@ from lib_lora_train.config.family_support import (
     support_of,
 )
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.runs.form_check import form_problems
+from lib_lora_train.runs.checks.form_check import form_problems
 
 
 def test_the_docs_page_is_the_table() -> None:

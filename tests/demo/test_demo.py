@@ -15,7 +15,7 @@ from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import Advised, EpochDone, Event, Measured, StrengthTested
 from lib_lora_train.demo import demo
 from lib_lora_train.demo.demo import Report, demo_config, run_demo
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.folder import new_run_folder
 from tests.stand_ins.run_parts import NOT_MEASURED
 
 

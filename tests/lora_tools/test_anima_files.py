@@ -21,7 +21,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.lora_tools.check import check, check_file
 from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import merge
-from lib_lora_train.runs.continued_file import continued_file_problems
+from lib_lora_train.runs.checks.continued_file import continued_file_problems
 from tests.stand_ins.tiny_anima import adapter_tensors, transformer_tensors
 
 

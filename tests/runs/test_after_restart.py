@@ -13,8 +13,8 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, Planned, StateChanged
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.event_log import EventLog, log_record
-from lib_lora_train.runs.folder import Identity, RunFolder, new_run_folder, write_identity
+from lib_lora_train.runs.records.event_log import EventLog, log_record
+from lib_lora_train.runs.records.folder import Identity, RunFolder, new_run_folder, write_identity
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.web.runs import RunSession
 

@@ -20,12 +20,12 @@ from lib_lora_train.core.measures import BLEED, DRIFT, OBEDIENCE, STEADY_LOSS, V
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.advice import advise_past_run
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.image_losses import measure_past_run
-from lib_lora_train.runs.kind_checks import kind_problems
-from lib_lora_train.runs.tag_report import measure_tags
+from lib_lora_train.runs.checks.kind_checks import kind_problems
+from lib_lora_train.runs.measures.advice import advise_past_run
+from lib_lora_train.runs.measures.image_losses import measure_past_run
+from lib_lora_train.runs.measures.tag_report import measure_tags
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
 from tests.stand_ins.run_parts import NO_SAMPLES, NOT_MEASURED, ending, only
 from tests.stand_ins.ui import write_images
 from tests.stand_ins.webui.anima import AnimaWorld

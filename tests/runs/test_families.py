@@ -24,7 +24,7 @@ from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import encode_text, tokenize
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.training.step import predict
 from tests.stand_ins.run_parts import NOT_MEASURED
 from tests.stand_ins.tiny_models import write_tiny_checkpoint

@@ -17,13 +17,13 @@ from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.checkpoint_check import check_checkpoint
-from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task, make_sheet
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, read_identity
-from lib_lora_train.runs.grid_generator import start_txt2img
-from lib_lora_train.runs.past_config import read_past_config
-from lib_lora_train.runs.past_runs import xyz_text
+from lib_lora_train.runs.checks.checkpoint_check import check_checkpoint
+from lib_lora_train.runs.images.epoch_grid import GridChoice, find_grid_task, make_sheet
+from lib_lora_train.runs.images.grid_generator import start_txt2img
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import RunFolder, read_identity
+from lib_lora_train.runs.records.past_config import read_past_config
+from lib_lora_train.runs.records.past_runs import xyz_text
 from lib_lora_train.sampling.infotext import read_infotext, read_sample_settings
 from lib_lora_train.web.lora_use import LoraUse
 from tests.stand_ins.run_parts import NO_SAMPLES, NOT_MEASURED, RunSetup, ending, only, small_run_setup

@@ -18,9 +18,9 @@ from lib_lora_train.core.events import Event, GridDrawn, LoraWritten, Resumed, S
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.past_runs import ResumePoint, find_resume_point, past_runs
+from lib_lora_train.runs.records.event_log import log_events
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.past_runs import ResumePoint, find_resume_point, past_runs
 from lib_lora_train.runs.state_clock import StateClock
 from lib_lora_train.runs.trainer import RunOptions, run_training
 from lib_lora_train.training.training_state import load_state

@@ -13,9 +13,9 @@ from PIL import Image, ImageChops
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import SampleDrawn
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task, read_sheets
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.grid_generator import GridGenerator
+from lib_lora_train.runs.images.epoch_grid import GridChoice, find_grid_task, read_sheets
+from lib_lora_train.runs.images.grid_generator import GridGenerator
+from lib_lora_train.runs.records.event_log import log_line, log_record
 from lib_lora_train.sampling.infotext import read_image
 from tests.paths import ROOT
 from tests.stand_ins.run_parts import RunSetup, only, small_run_setup

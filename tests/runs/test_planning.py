@@ -10,9 +10,9 @@ import pytest
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError
 from lib_lora_train.core.writable import scan_write_obstacle
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.checks.write_places import WritePlaces, place_problems
 from lib_lora_train.runs.planning import plan_run
-from lib_lora_train.runs.write_places import WritePlaces, place_problems
+from lib_lora_train.runs.records.folder import RunFolder
 
 
 @pytest.mark.parametrize("inside", ["", "loras", "a/b/c"])

@@ -17,9 +17,9 @@ from lib_lora_train.core.errors import HostError, OutputError, TrainingError
 from lib_lora_train.core.events import Event, StateChanged, StepDone
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.model_identity import ModelIdentity
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.past_runs import past_runs
 from lib_lora_train.runs.queue import QueuedRun, RunQueue, new_entry
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.past_runs import past_runs
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import RunOptions
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api

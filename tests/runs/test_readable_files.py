@@ -21,9 +21,9 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
 from lib_lora_train.models.model_files import read_checkpoint_info
 from lib_lora_train.runs.checkpoints import save_epoch_lora, save_step_lora
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.form_check import form_problems, trained_forms
-from lib_lora_train.runs.history import read_loras
+from lib_lora_train.runs.checks.form_check import form_problems, trained_forms
+from lib_lora_train.runs.records.folder import RunFolder
+from lib_lora_train.runs.records.history import read_loras
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.training.training_run import Training

@@ -13,9 +13,9 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import ResumeRefusedError
 from lib_lora_train.core.events import StateChanged
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.past_runs import find_resume_point
 from lib_lora_train.runs.planning import plan_run
+from lib_lora_train.runs.records.event_log import log_events
+from lib_lora_train.runs.records.past_runs import find_resume_point
 from lib_lora_train.runs.resuming import refuse_other_run
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training

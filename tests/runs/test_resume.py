@@ -38,9 +38,9 @@ from lib_lora_train.core.events import (
 from lib_lora_train.formats.toml import read_toml_config, write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import checkpoints
-from lib_lora_train.runs.event_log import log_line, log_record, read_log
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
-from lib_lora_train.runs.past_runs import find_resume_point, past_runs
+from lib_lora_train.runs.records.event_log import log_line, log_record, read_log
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.records.past_runs import find_resume_point, past_runs
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
 from tests.paths import ROOT
@@ -168,12 +168,12 @@ def test_ema_is_saved_and_resumed(setup: RunSetup, tmp_path: Path, monkeypatch: 
 _CHILD = """
 import sys
 from pathlib import Path
-from lib_lora_train.runs.event_log import log_events
+from lib_lora_train.runs.records.event_log import log_events
 from lib_lora_train.config.train_config import read_config
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.trainer import run_training
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.core.control import Control
 import lib_lora_train.training.loop as loop
 loop._TURN_SECONDS = 0.0

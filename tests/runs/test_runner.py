@@ -17,10 +17,10 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StepDone, from_record
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.downsampling import downsample
-from lib_lora_train.runs.event_log import EventLog, log_line, log_record, read_lines, read_log
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.form_check import form_problems
+from lib_lora_train.runs.checks.form_check import form_problems
+from lib_lora_train.runs.records.downsampling import downsample
+from lib_lora_train.runs.records.event_log import EventLog, log_line, log_record, read_lines, read_log
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.runner import Runner
 
 

@@ -24,8 +24,8 @@ from lib_lora_train.core.events import (
 from lib_lora_train.core.progress import Eta
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.past_runs import find_resume_point, past_runs
+from lib_lora_train.runs.records.event_log import log_events
+from lib_lora_train.runs.records.past_runs import find_resume_point, past_runs
 from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
 
 SAMPLES = {"sample_prompts": ("zorp --s 6 --l 1 --d 5", "fox --s 6 --l 1"), "epochs": 1}
@@ -39,7 +39,7 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 
 @pytest.fixture
 def setup(shared_host: StandaloneHost, demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSetup:
-    monkeypatch.setattr("lib_lora_train.runs.samples.TURN_SECONDS", 0.0)  # an event for every step
+    monkeypatch.setattr("lib_lora_train.runs.images.samples.TURN_SECONDS", 0.0)  # an event for every step
     return small_run_setup(shared_host, demo_dir, tmp_path)
 
 

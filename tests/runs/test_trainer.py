@@ -217,7 +217,7 @@ def test_samples_that_do_not_fit_into_memory_are_skipped(setup: RunSetup, monkey
         yield SamplingStep(0, 2, 1, 2)
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr("lib_lora_train.runs.samples.sample_in_steps", full)
+    monkeypatch.setattr("lib_lora_train.runs.images.samples.sample_in_steps", full)
     events = setup.run()
     notes = [event for event in only(events, Noted) if event.where == "sample_prompts"]
     assert [note.level for note in notes] == ["warning"] * 3 and "did not fit" in notes[0].message
@@ -278,7 +278,7 @@ def test_samples_use_the_hosts_options_and_yield_the_lease(setup: RunSetup, monk
     monkeypatch.setattr(host, "lease", counted)
     monkeypatch.setattr(host, "has_waiters", lambda: True)
     monkeypatch.setattr(type(host), "sampler_options", sampler_options)
-    monkeypatch.setattr("lib_lora_train.runs.samples.sample_in_steps", drawn)
+    monkeypatch.setattr("lib_lora_train.runs.images.samples.sample_in_steps", drawn)
     setup.run(epochs=1)
     assert before[1] - before[0] == before[2] - before[1] == 1
 

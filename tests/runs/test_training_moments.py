@@ -26,8 +26,8 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.history import SavedLora
-from lib_lora_train.runs.measures import RunMeasures
+from lib_lora_train.runs.measures.epoch_measures import RunMeasures
+from lib_lora_train.runs.records.history import SavedLora
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.training_run import Training
 from tests.stand_ins.run_parts import only, run_context

@@ -13,8 +13,8 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.events import EpochDone, LoraWritten, Planned, SampleDrawn, StateChanged
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
 from tests.stand_ins.ui import write_images
 
 PROMPTS = ("# concept", "zorp --d 1", "zorp, blue background --d 1", "# control", "fox --d 1")

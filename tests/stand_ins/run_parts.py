@@ -14,8 +14,8 @@ from lib_lora_train.core.events import Event, StateChanged
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer
-from lib_lora_train.runs.folder import Identity, RunFolder, new_run_folder
-from lib_lora_train.runs.history import RunHistory
+from lib_lora_train.runs.records.folder import Identity, RunFolder, new_run_folder
+from lib_lora_train.runs.records.history import RunHistory
 from lib_lora_train.runs.run_context import RunContext
 from lib_lora_train.training.training_run import Training
 from tests.stand_ins.training_parts import small_config, started

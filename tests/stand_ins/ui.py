@@ -11,7 +11,7 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import EventLog, log_record
+from lib_lora_train.runs.records.event_log import EventLog, log_record
 from lib_lora_train.web.session import Session
 
 

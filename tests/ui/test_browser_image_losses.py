@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lib_lora_train.evaluation.image_excess import ImageLoss
-from lib_lora_train.runs.image_list import ImageList, write_images
+from lib_lora_train.runs.measures.image_list import ImageList, write_images
 from tests.paths import ROOT
 from tests.stand_ins.past_run import write_past_run
 from tests.ui.test_browser import _RUN_MS, open_tab, page, pytestmark, serving, show, value

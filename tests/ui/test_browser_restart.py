@@ -14,8 +14,8 @@ from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import Planned, StateChanged, StepDone
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events, log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.records.event_log import log_events, log_line, log_record
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.runs.trainer import run_training
 from tests.stand_ins.run_parts import NO_SAMPLES, NOT_MEASURED

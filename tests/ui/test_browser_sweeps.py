@@ -13,10 +13,10 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import EpochDone, Event, Measured, SampleDrawn, StateChanged
 from lib_lora_train.core.measures import LIKENESS
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, write_json
-from lib_lora_train.runs.sweep import make_variants, parse_axes
-from lib_lora_train.runs.sweep_record import write_sweep
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import RunFolder, write_json
+from lib_lora_train.runs.sweeps.sweep import make_variants, parse_axes
+from lib_lora_train.runs.sweeps.sweep_record import write_sweep
 from tests.stand_ins.ui import small_config, write_images
 from tests.ui.test_browser import WITHOUT_TOOLTIP, open_tab, page, pytestmark, serving, show
 

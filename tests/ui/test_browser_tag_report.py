@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lib_lora_train.evaluation.tag_report import TagMeasure, TagPull
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.tag_list import TagList, write_tags
+from lib_lora_train.runs.measures.tag_list import TagList, write_tags
+from lib_lora_train.runs.records.folder import RunFolder
 from tests.stand_ins.past_run import write_past_run
 from tests.ui.test_browser import _RUN_MS, open_tab, page, pytestmark, serving, show
 

@@ -9,8 +9,8 @@ import pytest
 
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import new_run_folder
 from tests.stand_ins.ui import small_config
 from tests.ui.test_browser import open_tab, page, pytestmark, serving, show
 

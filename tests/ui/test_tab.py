@@ -19,7 +19,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core import events
 from lib_lora_train.dataset.scan import Dataset, read_dataset
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.ui import tab
 from lib_lora_train.ui.widgets import elem_id, first_sentence, label_of
 from lib_lora_train.web.form import form_fields

@@ -26,8 +26,8 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.formats.lora_card import recommend
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs import advice as run_advice
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.measures import advice as run_advice
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.web.advice import AdviceSession, read_advice
 

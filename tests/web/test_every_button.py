@@ -26,7 +26,7 @@ from lib_lora_train.dataset.scan import Dataset, Item, ScannedConcept
 from lib_lora_train.hosts.host import Gpu, RunTarget, checkpoint_target
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.runs.checkpoint_check import check_checkpoint, checkpoint_problems
+from lib_lora_train.runs.checks.checkpoint_check import check_checkpoint, checkpoint_problems
 from lib_lora_train.runs.estimates.model_checks import check_model
 from lib_lora_train.runs.estimates.requirements import check_precision, estimate_requirements
 from lib_lora_train.web.quick_fixes import find_fixes

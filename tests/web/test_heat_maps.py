@@ -17,9 +17,9 @@ from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.epoch_grid import GridChoice, read_sheets
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.grid_generator import GridGenerator
+from lib_lora_train.runs.images.epoch_grid import GridChoice, read_sheets
+from lib_lora_train.runs.images.grid_generator import GridGenerator
+from lib_lora_train.runs.records.event_log import log_events
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.infotext import infotext, read_sample_settings, write_image
 from lib_lora_train.sampling.used_sampler import UsedSampler

@@ -15,9 +15,9 @@ from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event, ImagesRated
 from lib_lora_train.evaluation.image_excess import ImageLoss
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.event_log import log_events
-from lib_lora_train.runs.folder import RunFolder
-from lib_lora_train.runs.image_list import ImageList, write_images
+from lib_lora_train.runs.measures.image_list import ImageList, write_images
+from lib_lora_train.runs.records.event_log import log_events
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.image_losses import ImageLossSession, shortest_pattern

@@ -14,8 +14,8 @@ from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import RunFolder, new_run_folder
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
 from lib_lora_train.web import lora_use
 from lib_lora_train.web.lora_use import LoraUse, find_misfit
 from tests.stand_ins.tiny_models import STABLE_DIFFUSION

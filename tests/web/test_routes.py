@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from lib_lora_train.config.train_config import config_values
 from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.hosts.webui.options import webui_access
-from lib_lora_train.runs.folder import new_run_folder
+from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.web.route_access import PAGE_HEADER
 from lib_lora_train.web.routes import COMMANDS, PREFIX, install_routes, make_api
 from tests.stand_ins.ui import FakeRunner, open_small_session, small_config

@@ -21,10 +21,10 @@ from lib_lora_train.core.events import (
     StateChanged,
 )
 from lib_lora_train.formats.toml import write_toml_config
-from lib_lora_train.runs.epoch_grid import GridChoice, find_grid_task
-from lib_lora_train.runs.event_log import log_line, log_record
-from lib_lora_train.runs.folder import Identity, RunFolder, new_run_folder, write_identity
-from lib_lora_train.runs.past_runs import find_resume_point
+from lib_lora_train.runs.images.epoch_grid import GridChoice, find_grid_task
+from lib_lora_train.runs.records.event_log import log_line, log_record
+from lib_lora_train.runs.records.folder import Identity, RunFolder, new_run_folder, write_identity
+from lib_lora_train.runs.records.past_runs import find_resume_point
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import FakeRunner, open_small_session, small_config, write_images

@@ -17,7 +17,7 @@ from lib_lora_train.core.events import EpochDone, Event, Measured, SampleDrawn, 
 from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api

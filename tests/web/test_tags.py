@@ -14,8 +14,8 @@ from PIL import Image
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event, PhaseStarted, Progress
-from lib_lora_train.runs import tag_report
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.measures import tag_report
+from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.routes import PREFIX, install_routes, make_api
 from lib_lora_train.web.session import Session

@@ -17,8 +17,8 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Workload
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.preserved_captions import preserves_prompts
-from lib_lora_train.runs.event_log import read_log
-from lib_lora_train.runs.folder import RunFolder
+from lib_lora_train.runs.records.event_log import read_log
+from lib_lora_train.runs.records.folder import RunFolder
 
 _RUNS_READ = 40
 _STEPS_READ = 60

@@ -26,7 +26,7 @@ from lib_lora_train.lora_tools.convert import convert
 from lib_lora_train.lora_tools.merge import add_to_layers, merge
 from lib_lora_train.lora_tools.rank_rule import RankRule
 from lib_lora_train.lora_tools.resize import resize
-from lib_lora_train.runs.form_check import trained_forms
+from lib_lora_train.runs.checks.form_check import trained_forms
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
 
 TARGETS = ["to_q", "to_k", "ff.net.2", "proj_in", "conv1", "conv2", "conv_shortcut", "conv_out"]

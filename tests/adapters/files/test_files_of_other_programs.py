@@ -20,7 +20,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.check import check, check_file
 from lib_lora_train.lora_tools.convert import convert
-from lib_lora_train.runs.form_check import trained_forms
+from lib_lora_train.runs.checks.form_check import trained_forms
 from tests.stand_ins.adapters_model import TinyModel, tiny_model
 
 RANK = 3

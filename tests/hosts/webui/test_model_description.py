@@ -15,7 +15,7 @@ from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.models.checkpoint import load_checkpoint
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
-from lib_lora_train.runs.checkpoint_check import check_checkpoint, describe_loaded
+from lib_lora_train.runs.checks.checkpoint_check import check_checkpoint, describe_loaded
 from tests.stand_ins.tiny_models import tiny_tensors
 from tests.stand_ins.webui.worlds import WORLDS, World, host_in
 

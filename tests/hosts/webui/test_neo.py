@@ -19,7 +19,7 @@ from lib_lora_train.hosts.webui.host import WebuiHost
 from lib_lora_train.models.architecture import UNET_PREFIX
 from lib_lora_train.models.graft import graft, rebind, release_weights
 from lib_lora_train.models.noise_schedule import FlowSchedule
-from lib_lora_train.runs.checkpoint_check import check_checkpoint
+from lib_lora_train.runs.checks.checkpoint_check import check_checkpoint
 from lib_lora_train.runs.estimates.requirements import estimate_requirements
 from tests.stand_ins.tiny_models import tiny_spec, tiny_tensors, write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_plan
