@@ -29,7 +29,8 @@ BELOW: dict[str, tuple[str, ...]] = {
     "models": ("dataset",),
     "adapters": ("models",),
     "formats": ("models",),
-    "training": ("adapters",),
+    "methods": ("adapters",),
+    "training": ("methods",),
     "sampling": ("training",),
     "lora_tools": ("adapters", "formats"),
     "evaluation": ("sampling",),
@@ -65,7 +66,7 @@ ONLY_IN: dict[str, set[str]] = {
 }
 STDLIB_ONLY = {"core", "config", "root"}
 LOOSE = "loose"  # a module beside the rooms: only __init__.py and __main__.py stand there
-MOST_ARROWS = 100
+MOST_ARROWS = 105
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ ROOMS: dict[str, str] = {
     "models": "checkpoint → UNet, text encoders, VAE; latents, prompts, noise schedule, caches",
     "adapters": "every kind of LoRA, one file per family; injection into a model; LoRA files",
     "formats": "metadata in LoRA files, TOML, import and export of kohya settings",
+    "methods": "ways to train: a LoRA, or something else; one file each",
     "training": "the training loop: loss, noise, optimisers, schedules, EMA, resuming",
     "sampling": "samplers, sample images, the grid of epochs and prompts",
     "evaluation": "what a LoRA has learnt, measured with the loaded model",

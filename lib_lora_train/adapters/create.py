@@ -9,8 +9,9 @@ from pathlib import Path
 from lib_lora_train.adapters.files.decode import ParsedLora, parse_sound_file
 from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.adapters.files.spelling import with_own_alphas
-from lib_lora_train.adapters.inject import Adapter, ModelParts, inject, inject_parsed
+from lib_lora_train.adapters.inject import Adapter, inject, inject_parsed
 from lib_lora_train.adapters.registry import spec_from_config
+from lib_lora_train.adapters.targets import ModelParts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.user_paths import user_path

@@ -10,7 +10,8 @@ from torch import nn
 from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile
-from lib_lora_train.adapters.inject import ModelParts, inject_parsed
+from lib_lora_train.adapters.inject import inject_parsed
+from lib_lora_train.adapters.targets import ModelParts
 
 _Place = tuple[nn.Module, str, AdaptedLayer]
 """A layer's parent, its name there, and the layer."""

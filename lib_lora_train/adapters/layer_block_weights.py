@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from lib_lora_train.adapters.block_weights import place_of_block
-from lib_lora_train.adapters.inject import ModelParts, unet_layer_names
+from lib_lora_train.adapters.targets import ModelParts, unet_layer_names
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
 from lib_lora_train.models.kinds.registry import kind_of

@@ -20,7 +20,6 @@ from lib_lora_train.adapters.families.ia3 import KernelIa3
 from lib_lora_train.adapters.families.loha import tucker
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted, add_bias
 from lib_lora_train.adapters.files.decode import parse_state
-from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.config.family_support import (
     DORA_FORMS,
@@ -49,21 +48,21 @@ def form_of_layer(layer: AdaptedLayer) -> str:
     return "lokr_full" if {"w1", "w2"} <= set(weights) else name
 
 
-def layers_to_rewrite(adapter: Adapter, program: str) -> dict[str, str]:
+def layers_to_rewrite(layers: Mapping[str, AdaptedLayer], program: str) -> dict[str, str]:
     """The layers that the program misreads, by name, with the form that it reads; {} if it reads all of them."""
-    forms = {key: form_of_layer(layer) for key, layer in adapter.layers.items()}
+    forms = {key: form_of_layer(layer) for key, layer in layers.items()}
     readable = {key: readable_form(program, form) for key, form in forms.items()}
     return {key: form for key, form in readable.items() if form != forms[key]}
 
 
-def count_file_values(adapter: Adapter, program: str) -> int:
+def count_file_values(layers: Mapping[str, AdaptedLayer], program: str) -> int:
     """The number of values in a file that the program reads; the model's weights must be there."""
-    rewritten = layers_to_rewrite(adapter, program)
+    rewritten = layers_to_rewrite(layers, program)
     return sum(
         base_weight(layer.base_layer).numel()
         if rewritten.get(key) == "full"
         else sum(size.numel() for size in layer.state_shapes().values())
-        for key, layer in adapter.layers.items()
+        for key, layer in layers.items()
     )
 
 
@@ -85,11 +84,13 @@ def rewrite_layer(builder: ConversionBuilder, key: str, layer: AdaptedLayer, for
     return left_out
 
 
-def rewrite_adapter(adapter: Adapter, program: str, precision: str, *, after_layer: Callable[[], None]) -> Converted:
-    """The whole adapter in forms that the program reads; `after_layer` is called when no weights are in use."""
+def rewrite_adapter(
+    layers: Mapping[str, AdaptedLayer], program: str, precision: str, *, after_layer: Callable[[], None]
+) -> Converted:
+    """An adapter's layers in forms that the program reads; `after_layer` is called when no weights are in use."""
     builder, left_out = ConversionBuilder(precision), list[str]()
-    rewritten = layers_to_rewrite(adapter, program)
-    for key, layer in adapter.layers.items():
+    rewritten = layers_to_rewrite(layers, program)
+    for key, layer in layers.items():
         left_out += rewrite_layer(builder, key, layer, rewritten.get(key, ""))
         after_layer()
     return builder.build(left_out)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import Concept, TrainConfig, config_values
 from lib_lora_train.core.control import Control
@@ -30,6 +29,7 @@ from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
 from lib_lora_train.demo.concept_detector import ConceptDetector, HueRange
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
 from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
@@ -151,7 +151,7 @@ class DemoEvaluator:
     _probes: dict[str, Probe] = field(default_factory=dict)
     _baseline: _Baseline | None = None
 
-    def measure(self, model: DiffusionModel, _adapter: Adapter) -> dict[str, float]:
+    def measure(self, model: DiffusionModel, _adapter: TrainedPart) -> dict[str, float]:
         """`concept_share` and `leak_share` 0…1, `concept_loss`, `base_loss`, `drift`, `image_change` 0…1."""
         if not self._probes:
             self._probes = {name: self._make_probe(model, DEMO_SET / "holdout" / name) for name in ("concept", "base")}

@@ -16,8 +16,9 @@ from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converte
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import HASH_KEYS, AdapterFile, SavedAdapter, write_adapter
 from lib_lora_train.adapters.files.rename import renamed_metadata
-from lib_lora_train.adapters.inject import Adapter, ModelParts, inject_parsed
+from lib_lora_train.adapters.inject import Adapter, inject_parsed
 from lib_lora_train.adapters.registry import NORM
+from lib_lora_train.adapters.targets import ModelParts
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.low_rank import decompose, lora_tensors
 from lib_lora_train.lora_tools.new_file import refuse_existing

@@ -18,8 +18,8 @@ from torch import Tensor
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted
 from lib_lora_train.adapters.files.lora_file import SavedAdapter
 from lib_lora_train.adapters.files.spelling import spelled
-from lib_lora_train.adapters.inject import Target, find_targets
 from lib_lora_train.adapters.registry import AdapterSpec
+from lib_lora_train.adapters.targets import Target, find_targets
 from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.settings.network import TARGETS
 from lib_lora_train.core.errors import AdapterError

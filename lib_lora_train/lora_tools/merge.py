@@ -20,9 +20,9 @@ from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converte
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, SavedAdapter
 from lib_lora_train.adapters.files.unread_keys import describe_unread
-from lib_lora_train.adapters.inject import ModelParts, Target, match_targets
 from lib_lora_train.adapters.layer_block_weights import BASE, unet_block_weights
 from lib_lora_train.adapters.registry import NORM
+from lib_lora_train.adapters.targets import ModelParts, Target, match_targets
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.core.wording import count
 from lib_lora_train.lora_tools.convert import OUTPUT_FORMATS, truncate_to_rank, write_converted

@@ -38,7 +38,7 @@ def rewritten_forms(run: RunContext) -> tuple[str, ...]:
     """The forms in which layers are rewritten; () if none is, or `files_for_webui` is off."""
     if not run.config.files_for_webui:
         return ()
-    return tuple(sorted(set(layers_to_rewrite(run.adapter, run.host.name).values())))
+    return tuple(sorted(set(layers_to_rewrite(run.adapter.layers, run.host.name).values())))
 
 
 def readable_metadata(run: RunContext, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -72,4 +72,4 @@ def _rewrite(run: RunContext, yield_lease: YieldLease) -> Converted:
             began = time.monotonic()
 
     with run.eval_weights():
-        return rewrite_adapter(run.adapter, run.host.name, run.config.save_precision, after_layer=after_layer)
+        return rewrite_adapter(run.adapter.layers, run.host.name, run.config.save_precision, after_layer=after_layer)

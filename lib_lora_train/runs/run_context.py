@@ -14,7 +14,6 @@ from typing import TypeVar
 from PIL import Image
 
 from lib_lora_train.adapters.create import create_adapter
-from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.adapters.readable import count_file_values
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
@@ -25,6 +24,7 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.checkpoint import legacy_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
@@ -54,7 +54,7 @@ class RunContext:
     prompts: tuple[SamplePrompt, ...]
     identity: Identity
     model: DiffusionModel
-    adapter: Adapter
+    adapter: TrainedPart
     state: TrainState | None
     history: RunHistory
     images: dict[int, list[Image.Image]] = field(default_factory=dict)
@@ -176,18 +176,18 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"Cannot create the folder {folder}: {error.strerror}. Choose another output_dir.") from error
 
 
-def _attach(model: DiffusionModel, config: TrainConfig, webui: str) -> tuple[Adapter, int]:
+def _attach(model: DiffusionModel, config: TrainConfig, webui: str) -> tuple[TrainedPart, int]:
     """The adapter on the model, and the number of values in each of its files."""
     adapter = create_adapter(model, config)
-    return adapter, count_file_values(adapter, webui) if config.files_for_webui else _count_parameters(adapter)
+    return adapter, count_file_values(adapter.layers, webui) if config.files_for_webui else _count_parameters(adapter)
 
 
-def _count_parameters(adapter: Adapter) -> int:
+def _count_parameters(adapter: TrainedPart) -> int:
     return sum(parameter.numel() for group in adapter.groups.values() for parameter in group)
 
 
 def _require_disk_space(
-    lora_dir: Path, folder: RunFolder, *, adapter: Adapter, values: int, config: TrainConfig, plan: Plan
+    lora_dir: Path, folder: RunFolder, *, adapter: TrainedPart, values: int, config: TrainConfig, plan: Plan
 ) -> None:
     """OutputError if the LoRA files, of so many values each, or training states will not fit on the disk."""
     parameters = _count_parameters(adapter)

@@ -178,7 +178,7 @@ def _run_step(training: Training, model: DiffusionModel, step: Sequence[MicroBat
     scale = grad_scaler.value if grad_scaler else None
     try:
         with training.master_weights.step(config.seed, training.step):
-            if training.norm_limit or training.master_weights.is_rounded:
+            if training.norm_control or training.master_weights.is_rounded:
                 training.optimizer.reload_parameters()  # they are not where the last step left them
             norm = clip_gradients(training.master_weights.parameters, config.max_grad_norm, scale=scale)  # ()
             training.optimizer.step(factor)
@@ -187,8 +187,8 @@ def _run_step(training: Training, model: DiffusionModel, step: Sequence[MicroBat
             raise
         raise _TornStepError from reason
     numbers = torch.stack([loss, norm, torch.ones_like(norm) if scale is None else scale])  # (3,)
-    if training.norm_limit:
-        numbers = torch.cat([numbers, training.norm_limit.apply()])  # (6,)
+    if training.norm_control:
+        numbers = torch.cat([numbers, training.norm_control.apply()])  # (6,)
     if grad_scaler:
         grad_scaler.update(norm)
     if training.ema:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.training.master_weights import MasterWeights
 from lib_lora_train.training.optimizers import Groups, Optimizer, make_optimizer
 
@@ -34,7 +34,7 @@ class MatrixView:
         self.parameter.grad = None if grad is None else grad[self.start : self.start + size].view_as(self.parameter)
 
 
-def matrix_views(adapter: Adapter, groups: Groups, master_weights: MasterWeights) -> dict[str, list[MatrixView]]:
+def matrix_views(adapter: TrainedPart, groups: Groups, master_weights: MasterWeights) -> dict[str, list[MatrixView]]:
     """Group → its matrices in model order; a parameter that no layer has slices of is one view.
 
     `groups` holds the master weights of the adapter's flat parameters, grouped in any way.
@@ -108,7 +108,7 @@ class MatrixOptimizer:
 
 
 def optimizer_for_adapter(
-    adapter: Adapter, master_weights: MasterWeights, rates: Mapping[str, float], *, config: TrainConfig
+    adapter: TrainedPart, master_weights: MasterWeights, rates: Mapping[str, float], *, config: TrainConfig
 ) -> Optimizer:
     """The optimiser over the flat parameters, or over their matrices where it treats each matrix by itself.
 
@@ -123,7 +123,7 @@ def optimizer_for_adapter(
 
 
 def _optimizer(
-    adapter: Adapter, master_weights: MasterWeights, rates: Mapping[str, float], config: TrainConfig
+    adapter: TrainedPart, master_weights: MasterWeights, rates: Mapping[str, float], config: TrainConfig
 ) -> Optimizer:
     groups, own_rates = adapter.parameter_groups(rates, master_weights.groups)
     ratios = {

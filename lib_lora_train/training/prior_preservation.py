@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.training.loss import sample_errors
 from lib_lora_train.training.step import Batch, MaskedPrior, noisy_latents, predict
@@ -33,7 +33,7 @@ from lib_lora_train.training.text_conditions import TextConditions, text_conditi
 class PriorPreservation:
     """The weights of both additions, and the text conditions of the text encoders without LoRA."""
 
-    adapter: Adapter
+    adapter: TrainedPart
     weight: float
     masked_weight: float
     base_conditions: TextConditions
@@ -64,7 +64,7 @@ class PriorPreservation:
             return predict(model, noisy_latents(model, batch), batch.timesteps, condition, batch.sizes)
 
 
-def prior_preservation(config: TrainConfig, adapter: Adapter, conditions: TextConditions) -> PriorPreservation:
+def prior_preservation(config: TrainConfig, adapter: TrainedPart, conditions: TextConditions) -> PriorPreservation:
     """For the settings; `conditions`, the run's own, serve for both where no adapter changes the text encoders."""
     is_shared = list(adapter.groups) == ["unet"]
     return PriorPreservation(

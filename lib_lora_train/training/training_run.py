@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lib_lora_train.adapters.inject import Adapter
-from lib_lora_train.adapters.max_norm import NormLimit
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.dataset.sample_captions import captions_to_cache
+from lib_lora_train.methods.trained_part import NormControl, TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.training.dataset_changes import plan_images
@@ -37,7 +36,7 @@ class Training:
     """A run in progress. `step` counts finished optimiser steps; everything else that changes is in the parts."""
 
     model: DiffusionModel
-    adapter: Adapter
+    adapter: TrainedPart
     plan: Plan
     latents: LatentCache
     config: TrainConfig
@@ -47,7 +46,7 @@ class Training:
     text_conditions: TextConditions
     prior: PriorPreservation
     grad_scaler: GradScaler | None
-    norm_limit: NormLimit | None
+    norm_control: NormControl | None
     ema: Ema | None = None
     oom_fallback: OomFallback = field(default_factory=OomFallback)
     step: int = 0
@@ -124,7 +123,7 @@ class Training:
 
 def start_training(
     model: DiffusionModel,
-    adapter: Adapter,
+    adapter: TrainedPart,
     *,
     plan: Plan,
     latents: LatentCache,
@@ -145,7 +144,7 @@ def start_training(
             copy_into(group, state.parameters[name])  # before the optimiser and the EMA copy them
     rates = group_rates(config, list(adapter.groups))
     master_weights = MasterWeights(adapter.groups)
-    uses_fp16 = torch.float16 in (model.dtype, adapter.spec.dtype)
+    uses_fp16 = torch.float16 in (model.dtype, adapter.dtype)
     conditions = text_conditions(
         config,
         trained=any(name != "unet" and rates[name] > 0 for name in adapter.groups),
@@ -163,7 +162,7 @@ def start_training(
         text_conditions=conditions,
         prior=prior_preservation(config, adapter, conditions),
         grad_scaler=GradScaler(model.device) if uses_fp16 else None,
-        norm_limit=adapter.norm_limit(config.scale_weight_norms) if config.scale_weight_norms else None,
+        norm_control=adapter.norm_control(config),
     )
     if config.ema_decay:
         training.ema = Ema(training.parameters, config.ema_decay)

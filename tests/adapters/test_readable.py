@@ -50,10 +50,10 @@ def test_a_rewritten_file_has_the_trained_effect_and_is_read(name: str, program:
     model = tiny_model()
     adapter = trained(model, SPECS[name])
     expected, forms = model.predict().detach(), {form_of_layer(layer) for layer in adapter.layers.values()}
-    rewritten = layers_to_rewrite(adapter, program)
-    values = count_file_values(adapter, program)
+    rewritten = layers_to_rewrite(adapter.layers, program)
+    values = count_file_values(adapter.layers, program)
     turns: list[int] = []
-    converted = rewrite_adapter(adapter, program, "fp32", after_layer=lambda: turns.append(1))
+    converted = rewrite_adapter(adapter.layers, program, "fp32", after_layer=lambda: turns.append(1))
     adapter.remove()
     assert bool(rewritten) == any(is_misread(program, form) for form in forms)
     assert len(turns) == len(adapter.layers), "others can use the model between two layers"
@@ -70,8 +70,8 @@ def test_a_rewritten_file_has_the_trained_effect_and_is_read(name: str, program:
 def test_layers_that_the_webui_reads_are_written_as_they_are(name: str) -> None:
     adapter = trained(tiny_model(), SPECS[name])
     state = adapter.state()
-    converted = rewrite_adapter(adapter, "Forge Neo 2.26", "fp32", after_layer=lambda: None)
-    rewritten = layers_to_rewrite(adapter, "Forge Neo 2.26")
+    converted = rewrite_adapter(adapter.layers, "Forge Neo 2.26", "fp32", after_layer=lambda: None)
+    rewritten = layers_to_rewrite(adapter.layers, "Forge Neo 2.26")
     for key, tensor in state.items():
         if key.partition(".")[0] not in rewritten:
             assert torch.equal(converted.state[key], tensor)
@@ -87,6 +87,6 @@ def test_lokr_with_a_core_stays_small() -> None:
     """A full difference of SDXL takes gigabytes, so it is written only where nothing else can hold the update."""
     for program in ("Forge", "Forge Neo 2.26", "reForge", "Forge Classic"):
         adapter = trained(tiny_model(), SPECS["lokr with a core"])
-        assert set(layers_to_rewrite(adapter, program).values()) == {"lokr"}
+        assert set(layers_to_rewrite(adapter.layers, program).values()) == {"lokr"}
     for form in ("ia3", "oft", "boft"):
         assert readable_form("Forge", form) == "full"

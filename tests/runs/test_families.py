@@ -20,6 +20,7 @@ from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.text_encoding import encode_text, tokenize
@@ -122,7 +123,8 @@ def test_saved_file_has_the_trained_effect_in_the_webui(
     assert [problem for problem in validate(config) if problem.level == "error"] == []
     host.lora_dir, answers = tmp_path, []
 
-    def measure(model: DiffusionModel, adapter: Adapter) -> Mapping[str, float]:
+    def measure(model: DiffusionModel, adapter: TrainedPart) -> Mapping[str, float]:
+        assert isinstance(adapter, Adapter)
         answers.append(answer(model))
         return {}
 

@@ -37,6 +37,7 @@ from lib_lora_train.core.events import (
 )
 from lib_lora_train.core.measures import VALIDATION_LOSS
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs import trainer
 from lib_lora_train.sampling.sample import SamplingStep
@@ -229,7 +230,7 @@ def failing_after_the_first_step(
 ) -> Generator[Event, None, None]:
     """The events of a run in which measuring the first epoch raises `error`; they are also added to `events`."""
 
-    def measure(_model: DiffusionModel, _adapter: Adapter) -> Mapping[str, float]:
+    def measure(_model: DiffusionModel, _adapter: TrainedPart) -> Mapping[str, float]:
         if only(events, StepDone):
             raise error
         return {}
@@ -309,7 +310,8 @@ def test_samples_of_steps_are_separate_from_those_of_epochs(setup: RunSetup) -> 
 def test_measure_is_first_called_without_lora(setup: RunSetup) -> None:
     seen: list[bool] = []
 
-    def measure(model: DiffusionModel, adapter: Adapter) -> Mapping[str, float]:
+    def measure(model: DiffusionModel, adapter: TrainedPart) -> Mapping[str, float]:
+        assert isinstance(adapter, Adapter)
         seen.append(any(norm > 0 for norm in adapter.norms().values()))
         return {"number": float(len(seen))}
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.settings.optimizer import LR_SCHEDULES
 from lib_lora_train.config.train_config import TrainConfig
@@ -127,6 +128,7 @@ def test_norms_are_limited_after_each_step_and_reported(values: dict[str, Any]) 
     reported = [event.norms for event in run_to_end(run, model()) if isinstance(event, StepDone)]
     assert all(norms is not None and norms[2] <= 0.05 * 1.0001 for norms in reported)
     assert max(norms[0] for norms in reported if norms) > 0
+    assert isinstance(run.adapter, Adapter)
     after = list(run.adapter.norms().values())
     assert reported[-1] and reported[-1][1:] == pytest.approx((sum(after) / len(after), max(after)), rel=1e-4)
 
@@ -135,6 +137,7 @@ def test_the_layers_that_max_norm_scales_are_counted() -> None:
     """All of them that have learnt anything, at a limit that every update is above."""
     training = start_run(small_config(max_steps=1, rank=1, scale_weight_norms=1e-9))
     (norms,) = [event.norms for event in run_to_end(training, model()) if isinstance(event, StepDone)]
+    assert isinstance(training.adapter, Adapter)
     assert norms and norms[0] == sum(norm > 0 for norm in training.adapter.norms().values()) > 100
 
 

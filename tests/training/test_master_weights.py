@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
+from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import StepDone
@@ -288,6 +289,7 @@ def test_norms_are_limited_up_to_rounding() -> None:
     training = start_run(small_config(lora_precision="bf16", scale_weight_norms=0.05, learning_rate=1e-2))
     reported = [event.norms for event in run_to_end(training, model()) if isinstance(event, StepDone)]
     assert reported[-1] and reported[-1][0] > 0
+    assert isinstance(training.adapter, Adapter)
     assert max(training.adapter.norms().values()) <= 0.05 * (1 + 2**-7)
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from lib_lora_train.adapters.inject import Adapter, inject
+from lib_lora_train.adapters.inject import inject
 from lib_lora_train.adapters.registry import spec_from_config
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.dataset.plan import MicroBatch, Plan
 from lib_lora_train.dataset.preserved_captions import preserved_caption, preserved_captions
 from lib_lora_train.dataset.sample_captions import captions_to_cache
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel, ModelOverrides, assemble, with_overrides
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
@@ -32,7 +33,7 @@ from tests.stand_ins.training_parts import shared_model as model
 CLASS: dict[str, Any] = {"prior_preservation": "class"}
 HELD: dict[str, Any] = {**CLASS, "prior_preservation_weight": 0.7, "masked_prior_preservation_weight": 0.3}
 STEP = [MicroBatch(64, 64, (0, 1, 2), (10, 11, 12)), MicroBatch(64, 64, (3,), (13,))]
-_live: list[Adapter] = []
+_live: list[TrainedPart] = []
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from torch import nn
 from lib_lora_train.adapters.create import parse_continued_file, require_trained_part
 from lib_lora_train.adapters.files.anima_layers import anima_part, describe_parts
 from lib_lora_train.adapters.files.decode import ParsedLayer, ParsedLora
-from lib_lora_train.adapters.inject import match_targets, require_a_fit
+from lib_lora_train.adapters.inject import require_a_fit
+from lib_lora_train.adapters.targets import match_targets
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, Problem
 from lib_lora_train.core.user_paths import user_path

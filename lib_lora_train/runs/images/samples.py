@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from lib_lora_train.adapters.files.lora_file import read_adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, ModelUnavailableError, OutputError
@@ -194,7 +193,7 @@ def _draw_missing_rows(run: RunContext) -> Iterator[Event]:
         if epoch in run.images or run.control.is_stopped:
             continue
         try:
-            run.adapter.load_state(read_adapter(path).state)
+            run.adapter.load_file(path)
         except AdapterError as reason:  # deleted or replaced during the run
             yield Noted("warning", "make_grid", f"{reason} Epoch {epoch} is missing in the grid.")
             continue

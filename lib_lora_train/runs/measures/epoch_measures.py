@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import mentions_trigger, prompt_groups
 from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import DataError, MemoryFullError
@@ -16,13 +15,14 @@ from lib_lora_train.core.measures import STEADY_LOSS, VALIDATION_LOSS
 from lib_lora_train.evaluation.advisor import best_so_far, hint_after
 from lib_lora_train.evaluation.fixed_loss import FixedLoss, mean_loss, steady_epochs, steady_loss, validation_loss
 from lib_lora_train.evaluation.prompt_effect import PromptEffect, TriggerPrompt
+from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.runs.measures.sample_measures import SampleMeasures, sample_measures
 from lib_lora_train.runs.run_context import RunContext, encode_images, time_phase
 from lib_lora_train.training.lease import YieldLease, run_leased_cooperatively
 
-Measure = Callable[[DiffusionModel, Adapter], Mapping[str, float]]
+Measure = Callable[[DiffusionModel, TrainedPart], Mapping[str, float]]
 """Measures the model with the adapter in place; called under the lease, first with the adapter switched off."""
 
 

@@ -512,7 +512,8 @@ def test_adapter_stays_on_the_model_while_weights_move(world: World, host: Webui
     model = host.load_model(TrainConfig())
     with host.lease(model):
         training = started(model, small_config())
-    adapter: Adapter = training.adapter
+    adapter = training.adapter
+    assert isinstance(adapter, Adapter)
     try:
         world.unload()
         with host.lease(model) as leased:
