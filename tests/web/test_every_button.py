@@ -39,8 +39,8 @@ _CHECKED = (
     *sorted((_PACKAGE / "config" / "validation").glob("*.py")),
     _PACKAGE / "dataset" / "guide_checks.py",
     _PACKAGE / "dataset" / "plan_warnings.py",
-    _PACKAGE / "runs" / "checkpoint_check.py",
-    _PACKAGE / "runs" / "kind_checks.py",
+    _PACKAGE / "runs" / "checks" / "checkpoint_check.py",
+    _PACKAGE / "runs" / "checks" / "kind_checks.py",
     _PACKAGE / "runs" / "estimates" / "model_checks.py",
     _PACKAGE / "runs" / "estimates" / "requirements.py",
 )
