@@ -286,6 +286,17 @@ def test_the_command_line_starts_without_loading_heavy_packages() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+def test_a_webui_starts_without_loading_what_trains() -> None:
+    """The tab and routes are registered with the settings and the page alone; a page that loads opens the rest."""
+    script = f"import sys, gradio, {PACKAGE}.ui.extension; print(*sorted(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(answer.stdout.split())
+    assert not loaded & {"torch", "diffusers", "transformers", "peft"}
+    own = {name for name in loaded if name.startswith(f"{PACKAGE}.")}
+    heavy = ("adapters", "api", "demo", "evaluation", "lora_tools", "models", "runs", "training")
+    assert {name.split(".")[1] for name in own}.isdisjoint(heavy) and len(own) < 115
+
+
 _AUDIT = """
 import contextlib, importlib, json, os, sys, threading
 for name in ("torch", "diffusers", "transformers", "peft", "safetensors.torch", "fastapi", "tqdm", "tomlkit", "gradio"):

@@ -16,7 +16,6 @@ from typing import TextIO
 from tqdm import tqdm
 
 from lib_lora_train.core.events import (
-    PHASE_TITLES,
     Advised,
     EpochDone,
     Event,
@@ -35,6 +34,7 @@ from lib_lora_train.core.events import (
     StrengthTested,
 )
 from lib_lora_train.core.measures import measure_title
+from lib_lora_train.core.phases import PHASE_TITLES
 from lib_lora_train.core.progress import Eta, format_clock
 from lib_lora_train.core.wording import count, fixed, located, percent
 

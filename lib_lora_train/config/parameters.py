@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def param(
     return dataclasses.field(default=default, metadata={"param": declared})
 
 
+@functools.cache
 def parameters_of(config_class: type) -> tuple[Parameter, ...]:
     """The settings declared in a config dataclass, in order of declaration."""
     hints = typing.get_type_hints(config_class)

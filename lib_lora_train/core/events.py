@@ -15,22 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lib_lora_train.core.errors import Offer
+from lib_lora_train.core.phases import Phase
 from lib_lora_train.core.wording import without_name
-
-Phase = Literal["load", "scan", "latents", "text", "train", "samples", "grid", "evaluate", "strengths"]
-
-PHASE_TITLES: Mapping[Phase, str] = {
-    "load": "Loading the model",
-    "scan": "Reading the dataset",
-    "latents": "Encoding images",
-    "text": "Encoding captions",
-    "train": "Training",
-    "samples": "Drawing samples",
-    "grid": "Drawing the grid",
-    "evaluate": "Measuring",
-    "strengths": "Testing strengths",
-}
-"""What a phase is called in the terminal and on the page."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lib_lora_train.config.parameters import STEPS_OR_SHARE, parameters_of
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 from lib_lora_train.core.wording import count
-from lib_lora_train.dataset.plan import Plan
+
+if TYPE_CHECKING:
+    from lib_lora_train.dataset.plan import Plan
 
 
 def describe_durations(config: TrainConfig, plan: Plan) -> dict[str, str]:

@@ -17,10 +17,10 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.wording import without_name
 from lib_lora_train.dataset.images import read_upright_image
-from lib_lora_train.dataset_tools.tagger import Existing, Tagger, TaggerResult, TagRule
+from lib_lora_train.dataset_tools.tagger import Tagger, TaggerResult, TagRule
+from lib_lora_train.dataset_tools.tagger_names import WD14, Existing
 from lib_lora_train.dataset_tools.wd14 import LABELS, MODEL, load_wd14
 
-WD14 = "WD14"
 _MAX_LISTED = 20
 
 

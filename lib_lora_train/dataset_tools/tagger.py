@@ -13,10 +13,9 @@ from lib_lora_train.core.tag_patterns import make_tag_matcher, tag_key
 from lib_lora_train.dataset.captions import put_trigger_first, split_tags
 from lib_lora_train.dataset_tools.caption_edits import escape_brackets, underscores_to_spaces
 from lib_lora_train.dataset_tools.caption_files import CaptionSet, Change, EditPlan, edit_lines
+from lib_lora_train.dataset_tools.tagger_names import Existing
 
 Kind = Literal["general", "character", "rating"]
-Existing = Literal["skip", "append", "replace"]
-EXISTING: tuple[Existing, ...] = ("skip", "append", "replace")
 
 
 @dataclass(frozen=True)

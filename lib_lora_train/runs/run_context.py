@@ -19,7 +19,8 @@ from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import HostError, LoraTrainError, OutputError
-from lib_lora_train.core.events import Event, Noted, Phase, PhaseEnded, PhaseStarted
+from lib_lora_train.core.events import Event, Noted, PhaseEnded, PhaseStarted
+from lib_lora_train.core.phases import Phase
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan

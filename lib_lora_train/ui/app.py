@@ -68,6 +68,7 @@ def _scripts() -> str:
 
 
 _sessions: dict[Path, Session] = {}
+_opening = threading.Lock()
 
 
 def open_session(outputs: Path, make_host: Callable[[], Host]) -> Session:
@@ -75,9 +76,10 @@ def open_session(outputs: Path, make_host: Callable[[], Host]) -> Session:
 
     `outputs` receives run folders and the draft of the form. `make_host` is called the first time only.
     """
-    if outputs not in _sessions:
-        _sessions[outputs] = Session(Runner(make_host(), outputs), outputs, demo=_demo)
-    return _sessions[outputs]
+    with _opening:
+        if outputs not in _sessions:
+            _sessions[outputs] = Session(Runner(make_host(), outputs), outputs, demo=_demo)
+        return _sessions[outputs]
 
 
 def _demo() -> TrainConfig:

@@ -8,7 +8,7 @@ import json
 from lib_lora_train.ui.widgets import build_html
 from lib_lora_train.web.caption_edits import BULK_EDITS
 from lib_lora_train.web.markup import text
-from lib_lora_train.web.tagging import FIELDS
+from lib_lora_train.web.tagging_options import FIELDS
 
 
 def build_captions_panel() -> None:

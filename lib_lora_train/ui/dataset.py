@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.durations import describe_durations
-from lib_lora_train.dataset.plan import Plan
-from lib_lora_train.dataset.scan import Dataset, ScannedConcept
-from lib_lora_train.runs.estimates.requirements import Requirements
 from lib_lora_train.ui.widgets import build_button, build_hidden_text, build_html, label_of, placeholder_of
 from lib_lora_train.web.form import CONCEPTS, Field, Form, concept_fields
-from lib_lora_train.web.form_check import FormCheck, ScannedDataset
 from lib_lora_train.web.markup import heading, location_label, problem_list, text, tiles
 from lib_lora_train.web.repeats import RULE, scanned_folders
+
+if TYPE_CHECKING:
+    from lib_lora_train.dataset.plan import Plan
+    from lib_lora_train.dataset.scan import Dataset, ScannedConcept
+    from lib_lora_train.runs.estimates.requirements import Requirements
+    from lib_lora_train.web.form_check import FormCheck, ScannedDataset
 
 _STEPS = (
     ("Enter a folder", "in a card on the left, with a trigger word. Or press Fill in the demo to try it out."),

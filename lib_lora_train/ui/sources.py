@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -12,10 +12,12 @@ from lib_lora_train.config.presets import Preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError, Problem
 from lib_lora_train.core.wording import count, value_text
-from lib_lora_train.formats.kohya.importer import Imported
 from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
 from lib_lora_train.ui.widgets import build_button, build_choice, build_html, build_input
 from lib_lora_train.web.markup import location_label, problem_list, text
+
+if TYPE_CHECKING:
+    from lib_lora_train.formats.kohya.importer import Imported
 
 _UNDO = (
     "<button type='button' class='lt-small' data-lt-undo title='Bring back the settings from before'>"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
 
-from lib_lora_train.core.errors import DataError, LoraTrainError, OutputError, Problem
+from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.core.errors import DataError, HostError, LoraTrainError, OutputError, Problem
 from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
@@ -28,10 +29,14 @@ from lib_lora_train.ui.widgets import (
     tooltips_of,
     unsaved,
 )
-from lib_lora_train.web.form import Form
-from lib_lora_train.web.form_check import FormCheck
+from lib_lora_train.web.form import Form, fill_form
 from lib_lora_train.web.markup import problem_list, text
-from lib_lora_train.web.session import Session
+from lib_lora_train.web.page_key import page_key
+from lib_lora_train.web.user_presets import BUILT_IN_NAMES
+
+if TYPE_CHECKING:
+    from lib_lora_train.web.form_check import FormCheck
+    from lib_lora_train.web.session import Session
 
 _Answer = TypeVar("_Answer")
 
@@ -63,8 +68,11 @@ class _Hidden:
 
 
 def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = None) -> Any:
-    """The tab as gradio Blocks; `bind_paste(button, text)` makes a button send a text to txt2img of the webui."""
-    form = session.draft()
+    """The tab as gradio Blocks; `bind_paste(button, text)` makes a button send a text to txt2img of the webui.
+
+    Building it does not use the session, which may be a lazy one. The page fills in the form when it loads.
+    """
+    form = fill_form(TrainConfig())
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks, gr.Column(elem_id=elem_id("root")):
         strip = _build_strip()
         with unsaved(gr.Tabs(elem_id=elem_id("panels"))) as panels:
@@ -73,7 +81,7 @@ def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = 
             with gr.Tab("Captions", id="captions", elem_id=elem_id("captions_panel")):
                 build_captions_panel()
             with gr.Tab("Train", id="train", elem_id=elem_id("train_panel")):
-                train = build_train_panel(form, session.presets.names())
+                train = build_train_panel(form, BUILT_IN_NAMES)
             with gr.Tab("Monitor", id="monitor", elem_id=elem_id("monitor_panel")):
                 build_monitor_panel()
             with gr.Tab("Results", id="results", elem_id=elem_id("results_panel")) as results:
@@ -86,11 +94,12 @@ def build_tab(session: Session, bind_paste: Callable[[Any, Any], None] | None = 
             build_button("Apply change", "apply_change"),
             build_html("", "restored"),
         )
-        _Wiring(session, strip, dataset, train).connect(blocks, panels, hidden)
+        wiring = _Wiring(session, strip, dataset, train)
+        wiring.connect(blocks, panels, hidden)
         if plot is not None:
-            on_select(results, session.xyz_text, outputs=[plot.text])
-            on_load(blocks, session.xyz_text, outputs=[plot.text])
-        build_html(f"<div data-lt='page-key' data-key='{session.page_key}'></div>", "page_key", classes=["lt-hidden"])
+            on_select(results, wiring.xyz_text, outputs=[plot.text])
+            on_load(blocks, wiring.xyz_text, outputs=[plot.text])
+        build_html(f"<div data-lt='page-key' data-key='{page_key()}'></div>", "page_key", classes=["lt-hidden"])
         build_html(render_tooltips(tooltips_of(blocks)), "tooltips", classes=["lt-hidden"])
     return blocks
 
@@ -152,7 +161,7 @@ class _Wiring:
     def connect(self, blocks: Any, panels: Any, hidden: _Hidden) -> None:
         inputs, sources = list(self.fields.values()), self.train.sources
         shown = [self.dataset.summary, self.train.checked]
-        on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored, self.strip.message])
+        on_load(blocks, self.restore, outputs=[*inputs, *shown, hidden.restored, self.strip.message, sources.preset])
         on_click(self.strip.demo, self.fill_demo, inputs=inputs, outputs=[*inputs, *shown, self.strip.message])
         on_click(self.dataset.scan, self.scan, inputs=inputs, outputs=shown)
         on_click(hidden.save_draft, self.save_draft, inputs=inputs, outputs=shown)
@@ -174,21 +183,35 @@ class _Wiring:
             on_click(button, _with_error_line(command), inputs=[], outputs=[self.strip.message])
 
     def _commands(self) -> Sequence[tuple[Any, Callable[[], None]]]:
-        runner = self.session.runner
-        return (
-            (self.strip.save, runner.save_now),
-            (self.strip.sample, runner.sample_now),
-            (self.strip.pause, runner.pause),
-            (self.strip.resume, runner.resume),
-            (self.strip.stop, runner.stop),
-            (self.strip.drop, runner.drop),
-        )
+        strip = self.strip
+        buttons = ("pause", "resume", "stop", "drop", "save", "sample")
+        return [(getattr(strip, name), partial(self._command, name)) for name in buttons]
+
+    def _command(self, name: str) -> None:
+        self.session.command(name)
+
+    def restore(self) -> list[Any]:
+        """Fill in the page that loads. The first page opens the session; if that fails, it says why."""
+        try:
+            return self._restored()
+        except HostError as error:
+            unchanged = [gr.update()] * (
+                len(self.fields) + 3
+            )  # with what shows the dataset and the check, and the mark
+            return [*unchanged, problem_list([Problem("error", "", str(error))]), gr.update()]
 
     @_serialised
-    def restore(self) -> list[Any]:
+    def _restored(self) -> list[Any]:
         form, left_out = self.session.draft(), self.session.left_out_of_draft()
         message = problem_list([Problem("warning", "", left_out)]) if left_out else ""
-        return [*self._values(form), *self._render(form), "<i data-lt='restored'></i>", message]
+        return [*self._values(form), *self._render(form), "<i data-lt='restored'></i>", message, self._choice("")]
+
+    def xyz_text(self) -> str:
+        """What the button in Results sends to txt2img; "" if the session could not be opened, as the page says."""
+        try:
+            return self.session.xyz_text()
+        except HostError:
+            return ""
 
     @_serialised
     def fill_demo(self, *values: Any) -> list[Any]:

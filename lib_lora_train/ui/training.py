@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from lib_lora_train.config.parameters import Group, Tier
-from lib_lora_train.core.events import PHASE_TITLES
 from lib_lora_train.core.measures import MEASURES
+from lib_lora_train.core.phases import PHASE_TITLES
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.durations import describe_durations
 from lib_lora_train.ui.dataset import model_line, plan_sentence
@@ -28,8 +28,10 @@ from lib_lora_train.ui.widgets import (
     with_tooltip,
 )
 from lib_lora_train.web.form import Field, Form, form_fields
-from lib_lora_train.web.form_check import ChangedSettings, FormCheck
 from lib_lora_train.web.markup import heading, problem_list, text
+
+if TYPE_CHECKING:
+    from lib_lora_train.web.form_check import ChangedSettings, FormCheck
 
 _TITLES: Mapping[Group, str] = {
     "model": "Model and file",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.dataset.repeats import MIN_SAMPLES_PER_CONCEPT, balanced_repeats
-from lib_lora_train.dataset.scan import Dataset, ScannedConcept
+
+if TYPE_CHECKING:
+    from lib_lora_train.dataset.scan import Dataset, ScannedConcept
 
 RULE = (
     "Sets repeats so that every concept is shown equally often per epoch: as often as the largest one has images, "

@@ -171,6 +171,8 @@ def _guarded_route(access: ApiAccess) -> type[APIRoute]:
             async def answer_or_explain(request: Request) -> Response:
                 try:
                     return await answer(request)
+                except HostError as error:  # the session could not be opened
+                    raise HTTPException(503, {"message": str(error), "problems": []}) from None
                 except RequestValidationError as error:
                     raise HTTPException(422, {"message": _explain(error), "problems": []}) from None
 

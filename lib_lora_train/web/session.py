@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +57,7 @@ from lib_lora_train.web.lora_tools import LoraToolsSession
 from lib_lora_train.web.lora_use import LoraUse
 from lib_lora_train.web.my_card import my_card_preset
 from lib_lora_train.web.own_tokens import find_own_tokens
+from lib_lora_train.web.page_key import page_key
 from lib_lora_train.web.quick_fixes import Fix, find_fixes
 from lib_lora_train.web.repeats import RULE, balanced_concepts
 from lib_lora_train.web.request_values import read_values
@@ -84,7 +84,7 @@ class Session(FormSession):
         self.runner = runner
         self.image_tokens = ImageTokens()
         self.scanned: ScannedDataset | None = None
-        self.page_key = secrets.token_urlsafe(16)
+        self.page_key = page_key()
         self._lock = threading.Lock()
         self.form_lock = threading.RLock()
         """Held while a callback of the form runs."""

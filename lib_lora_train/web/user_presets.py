@@ -23,6 +23,9 @@ _PER_RUN = {"output_name", "output_dir", "checkpoint", "vae", "comment"}
 _WRITTEN_BY_USER = {"sample_prompts"}
 """Texts that a preset replaces only if it has its own."""
 
+BUILT_IN_NAMES = (*(preset.name for preset in PRESETS), MY_CARD)
+"""The presets that every page offers, the one for the card at hand last."""
+
 
 class PresetStore:
     """The built-in presets, and those saved in a folder. Names of built-in presets cannot be reused."""
@@ -31,9 +34,9 @@ class PresetStore:
         self._folder = folder
 
     def names(self) -> tuple[str, ...]:
-        """The built-in presets, the one for the card at hand, then those of the user in alphabetical order."""
+        """The built-in presets, then those of the user in alphabetical order."""
         own = sorted((file.stem for file in self._folder.glob("*.json") if file.is_file()), key=str.casefold)
-        return (*(preset.name for preset in PRESETS), MY_CARD, *own)
+        return (*BUILT_IN_NAMES, *own)
 
     def find(self, name: str) -> Preset:
         """The preset of that name, without what its file has beside usable settings.
@@ -59,7 +62,7 @@ class PresetStore:
         name = name.strip()
         if not _NAME.fullmatch(name):
             raise LoraTrainError("Invalid preset name. Use up to 60 letters, digits, spaces, or . + -")
-        if name.casefold() in {MY_CARD.casefold(), *(preset.name.casefold() for preset in PRESETS)}:
+        if name.casefold() in map(str.casefold, BUILT_IN_NAMES):
             raise LoraTrainError(f"{name} is a built-in preset. Choose another name.")
         raw = {key: value for key, value in form_values(form).items() if key in _preset_keys()}
         values, problems = read_values(TrainConfig, raw)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from lib_lora_train.core.errors import DataError, HostError, OutputError
-from lib_lora_train.dataset_tools.auto_tagger import WD14, AutoTagger, TaggerHost, TaggingRequest
+from lib_lora_train.dataset_tools.auto_tagger import AutoTagger, TaggerHost, TaggingRequest
 from lib_lora_train.dataset_tools.tagger import ScoredTag, Tagger, TaggerResult, TagRule
+from lib_lora_train.dataset_tools.tagger_names import WD14
 from lib_lora_train.hosts.standalone import StandaloneHost
 from tests.stand_ins.interrogators import install_interrogators
 from tests.stand_ins.tiny_onnx import write_wd14

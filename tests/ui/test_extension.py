@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import runpy
 import sys
 from pathlib import Path
@@ -55,6 +56,12 @@ def callbacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callbacks:
     return found
 
 
+def functions_of(blocks: Any) -> list[Any]:
+    """The callbacks of a tab, in any gradio."""
+    found = blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns
+    return [one.fn for one in found if one.fn]
+
+
 def shown(blocks: Any) -> str:
     """All texts of a tab."""
     return " ".join(str(block.value) for block in blocks.blocks.values() if hasattr(block, "value"))
@@ -85,24 +92,52 @@ def test_loras_can_be_saved_in_a_sub_folder(callbacks: Callbacks, tmp_path: Path
 
 
 def test_a_reloaded_user_interface_finds_the_same_session(callbacks: Callbacks, tmp_path: Path) -> None:
+    opened: list[Any] = []
+    for number in range(2):
+        runpy.run_path(str(SCRIPT))
+        ((blocks, _, _),) = callbacks.tabs[number]()
+        next(fn for fn in functions_of(blocks) if fn.__name__ == "restore")()
+        opened += app._sessions.values()
+    assert opened[0] is opened[1] and opened[0].home == tmp_path / "outputs" / "lora-train"
+
+
+def test_a_webui_starts_without_opening_the_session(callbacks: Callbacks) -> None:
     runpy.run_path(str(SCRIPT))
     callbacks.tabs[0]()
-    (session,) = app._sessions.values()
-    runpy.run_path(str(SCRIPT))
-    callbacks.tabs[1]()
-    assert list(app._sessions.values()) == [session] and session.home == tmp_path / "outputs" / "lora-train"
+    callbacks.apps[0](None, make_api())
+    assert app._sessions == {}
 
 
-def test_the_tab_explains_why_a_webui_is_not_supported(callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            HostError("This webui keeps its models where they cannot be read."),
+            "This webui keeps its models where they cannot be read.",
+        ),
+        (ImportError("no module named zok"), "could not be started (ImportError: no module named zok)."),
+    ],
+)
+def test_page_and_api_explain_why_the_trainer_did_not_start(
+    callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    tried = []
+
     def refuse() -> None:
-        raise HostError("This webui keeps its models where they cannot be read.")
+        tried.append(1)
+        raise error
 
-    monkeypatch.setattr(extension, "detect_host", refuse)
+    monkeypatch.setattr("lib_lora_train.hosts.webui.detect.detect_host", refuse)
     ((blocks, _, _),) = extension.tabs()
-    assert "This webui keeps its models where they cannot be read." in shown(blocks)
+    fill_in = next(fn for fn in functions_of(blocks) if fn.__name__ == "restore")
+    for _ in range(2):  # every page that loads says so, without trying again
+        *_, message, _ = fill_in()
+        assert sentence in html.unescape(message)
+    assert tried == [1]
     application = make_api()
     extension.add_routes(None, application)
-    assert TestClient(application).get("/lora-train/v1/status").status_code == 404
+    answer = TestClient(application).get("/lora-train/v1/status")
+    assert answer.status_code == 503 and sentence in answer.json()["detail"]["message"]
 
 
 def test_missing_packages_are_named_in_the_tab(

@@ -14,7 +14,8 @@ from PIL import Image
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.dataset_tools.tagger import ScoredTag, Tagger, TaggerResult
 from lib_lora_train.web.session import Session
-from lib_lora_train.web.tagging import FIELDS, TAGGERS, TaggingSession
+from lib_lora_train.web.tagging import TaggingSession
+from lib_lora_train.web.tagging_options import FIELDS, TAGGERS
 from tests.stand_ins.tiny_onnx import write_wd14
 from tests.stand_ins.ui import open_small_session, write_images
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch
 from lib_lora_train.hosts.webui import interrogators, txt2img, upscaling
-from lib_lora_train.hosts.webui.options import lora_folder, lora_folders, sampler_options
+from lib_lora_train.hosts.webui.options import lora_folder, lora_folders
+from lib_lora_train.hosts.webui.sampling_settings import sampler_options
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 
 _WRAPPER = re.compile(r"\.wrapped(?=\.)")

@@ -6,15 +6,11 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.sampling.infotext import pasted_names
-from lib_lora_train.sampling.sampler_options import NoiseSource, SamplerOptions
 
 _SUBFOLDER = "lora_train_subfolder"
-_CPU_NOISE_PROGRAMS = ("ComfyUI", "DrawThings")
 
 
 def outputs_folder() -> Path:
@@ -44,33 +40,6 @@ def lora_folders(shared: Any) -> tuple[Path, ...]:
     """Every folder in which the webui looks for LoRAs, from its `modules.shared`."""
     options = shared.cmd_opts
     return tuple(map(Path, dict.fromkeys((options.lora_dir, *(getattr(options, "lora_dirs", None) or ())))))
-
-
-def sampler_options(shared: Any, device: torch.device) -> SamplerOptions:
-    """How the webui samples, from the settings in its `modules.shared`; missing settings have their defaults."""
-    usual, opts = SamplerOptions(), shared.opts
-    early = float(getattr(opts, "skip_early_cond", 0.0))
-    return SamplerOptions(
-        noise_source=noise_source(shared, device),
-        eta_noise_seed_delta=int(getattr(opts, "eta_noise_seed_delta", 0) or 0),
-        eta_ancestral=float(getattr(opts, "eta_ancestral", usual.eta_ancestral)),
-        eta_ddim=float(getattr(opts, "eta_ddim", usual.eta_ddim)),
-        quantize_timesteps=bool(getattr(opts, "enable_quantization", False)),
-        skip_early_cond=early if early > 0 else None,
-    )
-
-
-def noise_source(shared: Any, device: torch.device) -> NoiseSource:
-    """Where the webui generates noise, from its `modules.shared`: on the GPU only if set so, and never on Apple's MPS.
-
-    Forge always generates it on the CPU while it reproduces a program that does so.
-    """
-    if getattr(shared.opts, "forge_try_reproduce", "None") in _CPU_NOISE_PROGRAMS:
-        return torch.device("cpu")
-    source = getattr(shared.opts, "randn_source", "GPU")
-    if source == "NV":
-        return "philox"
-    return device if source == "GPU" and device.type != "mps" else torch.device("cpu")
 
 
 def webui_access() -> ApiAccess:

@@ -28,7 +28,7 @@ from lib_lora_train.hosts.host import Host
 from lib_lora_train.hosts.webui.detect import detect_host
 from lib_lora_train.hosts.webui.forge import Forge
 from lib_lora_train.hosts.webui.host import WebuiHost
-from lib_lora_train.hosts.webui.options import noise_source
+from lib_lora_train.hosts.webui.sampling_settings import noise_source
 from lib_lora_train.models.fp8 import is_fp8
 from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
