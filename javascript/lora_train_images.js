@@ -61,7 +61,7 @@
         const table = shown.map((event) => [
             { token: event.token, title: `Sample of epoch ${event.epoch}`, text: lt.fileName(event.sample), hasHeatMaps: true },
             { token: event.image_token, title: "Training image", text: lt.fileName(event.image), hasHeatMaps: true }]);
-        const pairs = table.map((pair, row) => make("figure", { className: "lt-pair" }, ...pair.map((one, column) => {
+        const pairs = table.map((pair, row) => make("figure", { className: "lt-image-pair" }, ...pair.map((one, column) => {
             const button = make("button", { type: "button", className: "lt-thumb", title: `${one.title}: ${one.text}. Enlarge` }, make("img", { src: thumbnail(one.token), alt: one.title, loading: "lazy" }));
             button.onclick = () => lt.enlarge(table, row, column);
             return button;

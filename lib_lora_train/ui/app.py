@@ -49,8 +49,7 @@ def make_app(session: Session, door: DoorRules | None = None) -> Any:
         build_tab(session),
         path="/",
         theme=_theme(),
-        css=(PROJECT_ROOT / "style.css").read_text(encoding="utf-8") + _PAGE_STYLE,
-        head=_scripts(),
+        head=page_head(),
         footer_links=[],
         ssr_mode=False,
     )
@@ -61,10 +60,14 @@ def _theme() -> Any:
     return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
 
 
-def _scripts() -> str:
-    """The JavaScript of the page as inline script elements. Webuis load the files themselves."""
-    texts = [file.read_text(encoding="utf-8") for file in sorted((PROJECT_ROOT / "javascript").glob("*.js"))]
-    return "".join(f"<script>{text}</script>" for text in texts)
+def page_head() -> str:
+    """The style and JavaScript of the page as inline elements. Webuis load the files themselves.
+
+    Not by gradio's `css`, which leaves out the rules that depend on the width of a container.
+    """
+    style = (PROJECT_ROOT / "style.css").read_text(encoding="utf-8") + _PAGE_STYLE
+    scripts = [file.read_text(encoding="utf-8") for file in sorted((PROJECT_ROOT / "javascript").glob("*.js"))]
+    return f"<style>{style}</style>" + "".join(f"<script>{script}</script>" for script in scripts)
 
 
 _sessions: dict[Path, Session] = {}

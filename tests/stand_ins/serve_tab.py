@@ -18,7 +18,6 @@ from lib_lora_train.ui import app as own_app
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.routes import install_routes, make_api
 from lib_lora_train.web.session import Session
-from tests.paths import ROOT
 from tests.stand_ins.webui import infotext
 
 MAJOR = int(gr.__version__.split(".")[0])
@@ -41,8 +40,7 @@ def page_in_a_webui(session: Session, *, has_txt2img: bool) -> Any:
     """The tab beside another one, which is the webui's txt2img or has nothing to do with it."""
     bound: list[tuple[Any, Any]] = []
     tab = build_tab(session, (lambda button, text: bound.append((button, text))) if has_txt2img else None)
-    style = {"css": (ROOT / "style.css").read_text(encoding="utf-8")} if MAJOR < 6 else {}
-    with gr.Blocks(analytics_enabled=False, **style) as page, gr.Tabs():
+    with gr.Blocks(analytics_enabled=False) as page, gr.Tabs():
         with gr.Tab("LoRA Train"):
             tab.render()
         with gr.Tab("Other"):
@@ -58,19 +56,19 @@ def _paste(text: str) -> list[str]:
     return [str(values.get(name, "")) for name in TXT2IMG.values()]
 
 
-def put_into_head(scripts: str) -> None:
+def put_into_head(elements: str) -> None:
     """Gradio 3 has no way to do this: webuis change the page that its templates give."""
     from gradio import routes
 
     respond = routes.templates.TemplateResponse
 
-    def with_scripts(*arguments: Any, **named: Any) -> Any:
+    def with_elements(*arguments: Any, **named: Any) -> Any:
         response = respond(*arguments, **named)
-        response.body = response.body.replace(b"</head>", scripts.encode() + b"</head>")
+        response.body = response.body.replace(b"</head>", elements.encode() + b"</head>")
         response.init_headers()
         return response
 
-    routes.templates.TemplateResponse = with_scripts
+    routes.templates.TemplateResponse = with_elements
 
 
 def make_app(session: Session, *, has_txt2img: bool) -> Any:
@@ -79,9 +77,9 @@ def make_app(session: Session, *, has_txt2img: bool) -> Any:
         return own_app.make_app(session)
     app = make_api()
     install_routes(app, session)
-    head = {"head": own_app._scripts(), "ssr_mode": False} if MAJOR >= 6 else {}
+    head = {"head": own_app.page_head(), "ssr_mode": False} if MAJOR >= 6 else {}
     if not head:
-        put_into_head(own_app._scripts())
+        put_into_head(own_app.page_head())
     return gr.mount_gradio_app(app, page_in_a_webui(session, has_txt2img=has_txt2img), path="/", **head)
 
 

@@ -693,6 +693,27 @@ def test_at_420_px_all_tabs_and_the_search_are_whole(page: Any, address: str) ->
         assert extra <= 40, "a collapsed card is as high as its title and padding"
 
 
+_BEYOND = """() => [...document.querySelectorAll("#lora_train_root .lt-card")].flatMap((card) => {
+    const edge = card.getBoundingClientRect().right + 1;
+    const scrolls = (one) => one !== card && (getComputedStyle(one).overflowX === "auto" || scrolls(one.parentElement));
+    return [...card.querySelectorAll("button, input, select, textarea")]
+        .filter((one) => one.offsetParent && one.getBoundingClientRect().right > edge && !scrolls(one))
+        .map((one) => `${one.id || one.textContent || one.name} in ${card.id || card.className}`);
+})"""
+
+
+def test_no_control_leaves_its_card_at_any_width(page: Any, address: str) -> None:
+    """Also between phone and desktop: webuis leave the tab less than the window, and panels share it."""
+    open_tab(page, address)
+    for panel in ("Dataset", "Captions", "Train", "Monitor", "Results", "Tools"):
+        show(page, panel)
+        for width in (1400, 1000, 800, 640, 420):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(200)
+            assert page.evaluate(_BEYOND) == [], f"{panel} at {width} px"
+        page.set_viewport_size({"width": 1400, "height": 900})
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_narrow_screens_need_no_horizontal_scrolling(page: Any, address: str, theme: str) -> None:
     page.set_viewport_size({"width": 480, "height": 900})
