@@ -193,8 +193,7 @@
         listRuns(container, false);
     };
 
-    const RUNS_AT_A_TIME = 30;
-    let runsShown = RUNS_AT_A_TIME; // more after "Show older runs"
+    let runsShown = 0; // one page, until "Show older runs" is pressed
     let wanted = ""; // the run to unfold when the list is drawn next; gradio may build the panel only now
 
     /** Open Results with this run unfolded. */
@@ -234,8 +233,8 @@
             details.open = open === one.run;
             return details;
         });
-        const older = small("Show older runs", `Show up to ${RUNS_AT_A_TIME} more`, () => {
-            runsShown += RUNS_AT_A_TIME;
+        const older = small("Show older runs", `Show up to ${answer.page_size} more`, () => {
+            runsShown = answer.runs.length + answer.page_size;
             return reportErrors(listRuns(container, true));
         });
         container.replaceChildren(make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Runs", make("span", {}, "newest first"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.settings import refuse_unknown, require_new_file
+from lib_lora_train.config.heat_map_layers import HEAT_MAP_LAYERS
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.settings.samples import SAMPLERS
 from lib_lora_train.config.train_config import TrainConfig, read_config
@@ -44,8 +45,8 @@ def add_heat_maps(commands: Any, command: Callable[..., argparse.ArgumentParser]
     maps.add_argument("--sampler", default="", metavar="NAME", help=f"{', '.join(SAMPLERS)}: to draw the prompt")
     maps.add_argument(
         "--layers",
-        choices=("all", "objects"),
-        default="objects",
+        choices=HEAT_MAP_LAYERS,
+        default=HEAT_MAP_LAYERS[0],
         help="the layers that show objects, which is sharper (the default), or all, as in DAAM",
     )
     maps.add_argument("--name", default="", help="first part of the names of the new files (default: IMAGE's name)")

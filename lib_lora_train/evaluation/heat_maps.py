@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lib_lora_train.config.heat_map_layers import HeatMapLayers
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.encoding_limits import MAX_CHUNKS
 from lib_lora_train.core.errors import DataError
@@ -41,9 +41,6 @@ from lib_lora_train.models.text_encoding import (
 from lib_lora_train.sampling.sample import SamplingStep, sample_in_steps
 from lib_lora_train.sampling.sampler_options import SamplerOptions
 from lib_lora_train.training.step import predict
-
-Layers = Literal["all", "objects"]
-LAYERS: tuple[Layers, ...] = get_args(Layers)
 
 TIMESTEP = 100
 """Little noise: the map shows this image. 1 to 700 are alike."""
@@ -76,11 +73,11 @@ class PromptAttention:
         """What to ask for: the prompt's tags, and the words of longer parts."""
         return self.tokens.words
 
-    def heat_map(self, word: str, layers: Layers = "all") -> HeatMap:
+    def heat_map(self, word: str, layers: HeatMapLayers = "all") -> HeatMap:
         """The map of a word or phrase of the prompt; DataError if the prompt lacks it."""
         return self.joint_map([word], layers)
 
-    def joint_map(self, words: Sequence[str], layers: Layers = "all") -> HeatMap:
+    def joint_map(self, words: Sequence[str], layers: HeatMapLayers = "all") -> HeatMap:
         """One map of several words or phrases, averaged over the tokens of all; DataError if the prompt lacks one."""
         if not words:
             raise DataError("Choose a word of the prompt.")

@@ -6,27 +6,31 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import Event, PhaseStarted, StrengthTested
+from lib_lora_train.core.phases import PHASE_TITLES
 from lib_lora_train.formats.lora_card import recommend
 from lib_lora_train.runs.records.event_log import read_log
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.history import newest_advice, read_loras
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.measuring import measure_in
+from lib_lora_train.web.task_session import TaskSession
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
 
 
-class AdviceSession:
-    """Finds the best epoch of one run at a time, and writes it to the card of its file."""
+class AdviceSession(TaskSession):
+    """Finds the best epoch of one run at a time, and writes it to the card of its file.
+
+    `stop` ends the search after the current sampling step; what was drawn is kept.
+    """
 
     def __init__(self, runner: Runner, folder_of: FolderOf) -> None:
+        super().__init__("strength test")
         self._runner = runner
         self._folder_of = folder_of
-        self.task = BackgroundTask("strength test")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
@@ -43,16 +47,7 @@ class AdviceSession:
         if self._runner.active_run:
             raise HostError("A training is running. Test the strengths when it has ended.")
         self.task.start(lambda: self._work(folder))
-        return self.task.status()
-
-    def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """The progress."""
-        return self.task.status()
-
-    def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current sampling step; what was drawn is kept. The status."""
-        self.task.stop()
-        return self.task.status()
+        return self.status({})
 
     def write_card(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write the advice into the card of the epoch's LoRA file; the `name` of the file."""
@@ -75,7 +70,7 @@ class AdviceSession:
 
         def show(event: Event) -> None:
             if isinstance(event, PhaseStarted):
-                self.task.start_phase("Testing strengths", 0)
+                self.task.start_phase(PHASE_TITLES[event.phase], 0)
             elif isinstance(event, StrengthTested):
                 self.task.start_phase(f"Epoch {event.epoch} at strength {event.strength:g} is measured", 0)
 

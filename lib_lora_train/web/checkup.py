@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.errors import LEVELS, DataError
+from lib_lora_train.core.phases import PHASE_TITLES
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.caption_encoding import shorten
@@ -30,6 +30,7 @@ from lib_lora_train.dataset_tools.image_cache import ImageFactsCache
 from lib_lora_train.dataset_tools.repairs import RepairResult, list_undos, write_repairs, write_undo
 from lib_lora_train.dataset_tools.upscale import LANCZOS, Upscale, upscale_lanczos, write_upscaled
 from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.task_session import TaskSession
 
 _FINDINGS_SHOWN = 40
 _MAX_CHECKS = 8
@@ -72,13 +73,15 @@ class Selection:
     seen: Mapping[Path, FileState]
 
 
-class CheckupSession:
+class CheckupSession(TaskSession):
     """Checks the folders of the draft, and repairs what was found. Repairs can be undone, latest first.
 
-    The work runs in a background thread, one task at a time. Every action returns the status.
+    The work runs in a background thread, one task at a time. Every action returns the status. `stop` ends it after the
+    current image; results so far are kept.
     """
 
     def __init__(self, image_tokens: ImageTokens, config: Callable[[], TrainConfig], host: UpscalerHost) -> None:
+        super().__init__("dataset check")
         self._image_tokens = image_tokens
         self._host = host
         self._config = config
@@ -86,7 +89,6 @@ class CheckupSession:
         self._checks: dict[int, Check] = {}
         self._next = 1
         self._message, self._has_failures = "", False
-        self.task = BackgroundTask("dataset check")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
@@ -110,11 +112,6 @@ class CheckupSession:
         number = int(values.get("report") or 0)
         check = self._checks.get(number) or next(reversed(self._checks.values()), None)
         return {**status, "found": self._findings(check), "report": check.number if check else 0}
-
-    def stop(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current image; results so far are kept."""
-        self.task.stop()
-        return self.status(values)
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Check every image and caption of every concept; while a check is running, return its status."""
@@ -202,7 +199,7 @@ class CheckupSession:
 
     def _check_folders(self, config: TrainConfig) -> None:
         """Add a check of the folders. When stopped, the remaining folders are skipped."""
-        self.task.start_phase("Reading the folders", 0)
+        self.task.start_phase(PHASE_TITLES["scan"], 0)
         concepts = [concept for concept in config.concepts if concept.folder]
         total = sum(count_images(user_path(concept.folder)) for concept in concepts)
         self.task.start_phase("images checked", total)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.lora_tools import number_in, output_path, rank_rule_in, result_of
+from lib_lora_train.web.task_session import TaskSession
 
 if TYPE_CHECKING:
     from lib_lora_train.lora_tools.extract import ExtractOptions
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 _PRECISION = "fp16"
 
 
-class ExtractSession:
-    """Extracts one LoRA at a time into the folder that `lora_dir` returns; existing files are never overwritten."""
+class ExtractSession(TaskSession):
+    """Extracts one LoRA at a time into the folder that `lora_dir` returns; existing files are never overwritten.
+
+    `stop` ends it after the current layer; nothing is written.
+    """
 
     def __init__(self, lora_dir: Callable[[], Path]) -> None:
+        super().__init__("extraction")
         self._lora_dir = lora_dir
         self._result: dict[str, Any] | None = None
-        self.task = BackgroundTask("extraction")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
@@ -53,11 +56,6 @@ class ExtractSession:
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """The progress, and what was written by the last extraction, None while it runs."""
         return {**self.task.status(), "result": self._result}
-
-    def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current layer; nothing is written. The status."""
-        self.task.stop()
-        return self.status({})
 
     def _extract(self, base: Path, tuned: Path, options: ExtractOptions, path: Path) -> None:
         from lib_lora_train.lora_tools.extract import extract, write_extracted

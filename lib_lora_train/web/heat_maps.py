@@ -14,15 +14,17 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.config.heat_map_layers import HEAT_MAP_LAYERS
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import DataError, ModelUnavailableError
 from lib_lora_train.core.generators import WithResult
+from lib_lora_train.core.phases import PHASE_TITLES
 from lib_lora_train.models.prompt_weights import split_words
 from lib_lora_train.runs.records.past_runs import past_runs
 from lib_lora_train.web.heat_map_requests import HeatMapRequests
 from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.task_session import TaskSession
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,10 +35,9 @@ if TYPE_CHECKING:
 _KEPT_RESULTS = 32  # with the words of an image shown, arrow keys go through a grid: a few MB each
 _RUNS_WITH_LORAS = 3  # whose files are offered for images of a dataset
 _STOP_SECONDS = 20.0
-_LAYERS = ("objects", "all")
 
 
-class HeatMapSession:
+class HeatMapSession(TaskSession):
     """Makes the heat maps of one image at a time, also while a training is running.
 
     `config` returns the settings of the saved draft, which images of a dataset are looked at with.
@@ -45,10 +46,10 @@ class HeatMapSession:
     def __init__(
         self, runner: Runner, home: Path, image_tokens: ImageTokens, config: Callable[[], TrainConfig]
     ) -> None:
+        super().__init__("heat map")
         self._runner = runner
         self._home = home
         self._requests = HeatMapRequests(runner.host, home, image_tokens, config)
-        self.task = BackgroundTask("heat map")
         self._results: OrderedDict[Hashable, HeatMapResult] = OrderedDict()
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
@@ -84,16 +85,7 @@ class HeatMapSession:
         self.task.stop()
         self.task.wait(_STOP_SECONDS)
         self.task.start(lambda: self._record(request))
-        return self.task.status()
-
-    def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """The progress."""
-        return self.task.status()
-
-    def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current sampling step; the status."""
-        self.task.stop()
-        return self.task.status()
+        return self.status({})
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The maps of the words `texts` as images to lay over the image, which is returned too, as it was drawn.
@@ -108,12 +100,13 @@ class HeatMapSession:
         if result is None:
             raise DataError("The heat maps of this image are not made yet. Make them first.")
         self._results.move_to_end(key)
-        layers = str(values.get("layers") or _LAYERS[0])
-        if layers not in _LAYERS:
-            raise DataError(f"layers must be {' or '.join(_LAYERS)}, not {layers!r}.")
+        chosen = str(values.get("layers") or HEAT_MAP_LAYERS[0])
+        layers = next((one for one in HEAT_MAP_LAYERS if one == chosen), None)
+        if layers is None:
+            raise DataError(f"layers must be {' or '.join(HEAT_MAP_LAYERS)}, not {chosen!r}.")
         words = [str(word) for word in values.get("texts", ())]
         groups = [words] if words and values.get("joined") else [[word] for word in words]
-        maps = [result.attention.joint_map(group, layers) for group in groups]  # type: ignore[arg-type]
+        maps = [result.attention.joint_map(group, layers) for group in groups]
         return {
             "image": _data_url(result.image),
             "maps": [{"word": m.word, "peak": m.peak, "layer": _data_url(heat_layer(m.values))} for m in maps],
@@ -127,7 +120,7 @@ class HeatMapSession:
 
         control = Control()
         key, work = self._key(request), WithResult(record_heat_maps(request, self._runner.host, control))
-        self.task.start_phase("Looking at the image" if request.image else "Loading the model", 0)
+        self.task.start_phase("Looking at the image" if request.image else PHASE_TITLES["load"], 0)
         try:
             for at in work:
                 if isinstance(at, SamplingStep):

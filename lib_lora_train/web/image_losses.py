@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event
@@ -17,21 +16,21 @@ from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.history import read_loras
 from lib_lora_train.web.form import Form, form_values, with_values
 from lib_lora_train.web.form_changes import Change
+from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.measuring import measure_in, progress_in
+from lib_lora_train.web.task_session import TaskSession
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
 
-FolderOf = Callable[[Mapping[str, Any]], RunFolder]
-"""The folder of the run that a request names; HostError if there is none."""
 _LEFT_OUT = "leave_out_images"
 _SHOWN = 200  # images that the page gets
 _LABELS = {"latents": "images encoded", "evaluate": "losses measured"}
 
 
-class ImageLossSession:
-    """Lists the images of past runs, and measures those of one run at a time.
+class ImageLossSession(TaskSession):
+    """Lists the images of past runs, and measures those of one run at a time; after `stop`, nothing is kept.
 
     `stage` holds a change of the form until the page applies it.
     """
@@ -39,12 +38,12 @@ class ImageLossSession:
     def __init__(
         self, runner: Runner, image_tokens: ImageTokens, folder_of: FolderOf, stage: Callable[[Change], None]
     ) -> None:
+        super().__init__("image measurement")
         self._runner = runner
         self._image_tokens = image_tokens
         self._folder_of = folder_of
         self._stage = stage
         self._run = ""
-        self.task = BackgroundTask("image measurement")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]]:
         """The actions that the page can request, by name."""
@@ -112,11 +111,6 @@ class ImageLossSession:
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """The progress, and the run that is measured."""
         return {**self.task.status(), "run": self._run}
-
-    def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current batch; nothing is kept. The status."""
-        self.task.stop()
-        return self.status({})
 
     def _measure(self, folder: RunFolder) -> None:
         from lib_lora_train.runs.measures.image_losses import measure_past_run

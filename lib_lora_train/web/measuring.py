@@ -9,6 +9,7 @@ from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import ModelUnavailableError
 from lib_lora_train.core.events import Event, PhaseStarted, Progress
+from lib_lora_train.core.phases import PHASE_TITLES
 from lib_lora_train.runs.records.late_events import is_kept
 
 
@@ -24,7 +25,7 @@ def measure_in(
     Errors of the work are raised, but for a model that is unavailable once the task is stopped.
     """
     control = Control()
-    task.start_phase("Loading the model", 0)
+    task.start_phase(PHASE_TITLES["load"], 0)
     try:
         for event in work(control):
             show(event)
@@ -40,12 +41,12 @@ def measure_in(
 
 
 def progress_in(task: BackgroundTask, labels: Mapping[str, str]) -> Callable[[Event], None]:
-    """Shows phases, by their `labels`, and how much of them is done."""
+    """Shows phases and how much of them is done. `labels` name the units of those that are counted."""
     return partial(_show_progress, task, labels)
 
 
 def _show_progress(task: BackgroundTask, labels: Mapping[str, str], event: Event) -> None:
     if isinstance(event, PhaseStarted):
-        task.start_phase(labels.get(event.phase, event.phase), event.total)
+        task.start_phase(labels.get(event.phase) or PHASE_TITLES[event.phase], event.total)
     elif isinstance(event, Progress):
         task.report(event.done)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lora_train")
 
 RUNS_SHOWN = 30
+"""Runs on the first page, and how many “Show older runs” adds."""
 _SHOWN_KINDS = ("SampleDrawn", "SampleMatched", "GridDrawn", "EpochDone", "Measured")
 
 _OTHER_MODEL = (
@@ -79,10 +80,10 @@ class RunSession:
 
     # --- browsing ------------------------------------------------------------------------------
     def list_runs(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The `count` newest runs and how they ended, and whether there are older ones."""
+        """The `count` newest runs, one page without it, and how they ended; whether there are older ones."""
         runs = past_runs(self._home, self._runner.active_run)
         shown = list(itertools.islice(runs, max(1, int(values.get("count") or RUNS_SHOWN))))
-        return {"runs": shown, "has_older": next(runs, None) is not None}
+        return {"runs": shown, "has_older": next(runs, None) is not None, "page_size": RUNS_SHOWN}
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """One run: the settings that differ from the defaults, its LoRA files, images, measurements and grid."""

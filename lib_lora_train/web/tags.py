@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event
@@ -16,6 +15,7 @@ from lib_lora_train.runs.records.history import read_loras
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.measuring import measure_in, progress_in
+from lib_lora_train.web.task_session import TaskSession
 
 if TYPE_CHECKING:
     from lib_lora_train.runs.runner import Runner
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 _LABELS = {"samples": "images drawn", "evaluate": "images compared"}
 
 
-class TagReportSession:
-    """Lists the tags of past runs, and measures those of one run at a time."""
+class TagReportSession(TaskSession):
+    """Lists the tags of past runs, and measures those of one run at a time; after `stop`, the images drawn are kept."""
 
     def __init__(self, runner: Runner, image_tokens: ImageTokens, folder_of: FolderOf) -> None:
+        super().__init__("tag report")
         self._runner = runner
         self._image_tokens = image_tokens
         self._folder_of = folder_of
         self._run = ""
-        self.task = BackgroundTask("tag report")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
@@ -89,11 +89,6 @@ class TagReportSession:
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """The progress, and the run that is measured."""
         return {**self.task.status(), "run": self._run}
-
-    def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current sampling step; images are kept. The status."""
-        self.task.stop()
-        return self.status({})
 
     def _measure(self, folder: RunFolder, also: Sequence[str]) -> None:
         from lib_lora_train.runs.measures.tag_report import measure_tags  # loads PyTorch

@@ -12,12 +12,11 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 from torch import Tensor
 
+from lib_lora_train.config.heat_map_layers import HEAT_MAP_LAYERS, HeatMapLayers
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.evaluation.cross_attention import attention_layers, attention_probabilities, grid_of
 from lib_lora_train.evaluation.heat_maps import (
-    LAYERS,
-    Layers,
     PromptAttention,
     draw_with_attention,
     image_attention,
@@ -77,9 +76,9 @@ def _peak_is_inside(thing: Placed, values: Tensor) -> bool:
     return bool(values[rows, columns].max() == values.max())
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", HEAT_MAP_LAYERS)
 def test_the_brightest_location_is_in_the_words_own_object(
-    known: list[tuple[Pair, PromptAttention]], layers: Layers
+    known: list[tuple[Pair, PromptAttention]], layers: HeatMapLayers
 ) -> None:
     found = [
         _peak_is_inside(thing, attention.heat_map(thing.words, layers).values)
@@ -92,10 +91,10 @@ def test_the_brightest_location_is_in_the_words_own_object(
 def test_the_sharper_layers_have_most_of_the_map_in_the_words_own_object(
     known: list[tuple[Pair, PromptAttention]],
 ) -> None:
-    shares: dict[Layers, list[float]] = {layers: [] for layers in LAYERS}
+    shares: dict[HeatMapLayers, list[float]] = {layers: [] for layers in HEAT_MAP_LAYERS}
     for pair, attention in known:
         for thing in (pair.left, pair.right):
-            for layers in LAYERS:
+            for layers in HEAT_MAP_LAYERS:
                 values = attention.heat_map(thing.words, layers).values
                 shares[layers].append(float(values[thing.box].sum() / values.sum()))
     sharp, flat = np.mean(shares["objects"]), np.mean(shares["all"])
@@ -223,7 +222,7 @@ def test_every_architecture_has_maps_of_drawn_and_of_existing_images(
     image, drawn = _drawn(model, _prompt(width=128, height=64))
     existing = image_attention(model, image, "a red circle and a fox", side=64)
     for attention in (drawn, existing):
-        for layer in LAYERS:
+        for layer in HEAT_MAP_LAYERS:
             heat_map = attention.heat_map("red circle", layer)
             assert heat_map.values.shape == (64, 128)
             assert float(heat_map.values.min()) == 0 and float(heat_map.values.max()) == 1

@@ -25,6 +25,7 @@ from lib_lora_train.runs.images.epoch_grid import GridChoice, find_grid_task
 from lib_lora_train.runs.records.event_log import log_line, log_record
 from lib_lora_train.runs.records.folder import Identity, RunFolder, new_run_folder, write_identity
 from lib_lora_train.runs.records.past_runs import find_resume_point
+from lib_lora_train.web import runs
 from lib_lora_train.web.form import read_form
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import FakeRunner, open_small_session, small_config, write_images
@@ -61,7 +62,7 @@ def test_the_list_says_how_each_run_ended(tmp_path: Path) -> None:
     assert (one["run"], one["state"], len(one["loras"]), one["epochs"]) == (folder.root.name, "finished", 2, 2)
 
 
-def test_the_list_can_be_continued_with_older_runs(tmp_path: Path) -> None:
+def test_the_list_can_be_continued_with_older_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, _, folder = session_with_a_run(tmp_path)
     for number in range(3):
         shutil.copytree(folder.root, folder.root.parent / f"2000010{number}-000000-older")
@@ -70,6 +71,9 @@ def test_the_list_can_be_continued_with_older_runs(tmp_path: Path) -> None:
     assert newest["has_older"]
     everything = session.run_action("runs-list", {"count": 4})
     assert len(everything["runs"]) == 4 and not everything["has_older"]
+    monkeypatch.setattr(runs, "RUNS_SHOWN", 3)
+    page = session.run_action("runs-list", {"count": 0})
+    assert len(page["runs"]) == page["page_size"] == 3 and page["has_older"]
 
 
 def test_a_run_shows_its_settings_files_and_samples(tmp_path: Path) -> None:
