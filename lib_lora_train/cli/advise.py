@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.cli.past_run import add_run_folder, measure, open_measuring_host, open_run_folder
-from lib_lora_train.cli.settings import refuse_unknown
 from lib_lora_train.core.control import Control
 
 
@@ -18,9 +17,8 @@ def add_advise(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
     add_run_folder(advise)
 
 
-def run_advise(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_advise(options: argparse.Namespace) -> int:
     """Print what is measured and the advice; what was drawn before is kept, so that it can be interrupted."""
-    refuse_unknown(unknown)
     folder = open_run_folder(options)
     from lib_lora_train.runs.measures.advice import advise_past_run  # loads PyTorch
 

@@ -22,7 +22,8 @@ GROUPS = {
 
 
 def add_setting_flags(command: argparse.ArgumentParser) -> None:
-    """Add all of them, in groups."""
+    """Add all of them, in groups. Unknown flags are then taken for settings, so that all errors come together."""
+    command.set_defaults(takes_settings=True)
     groups = {key: command.add_argument_group(title) for key, title in GROUPS.items()}
     for parameter in parameters_of(TrainConfig):
         _add_flag(groups[parameter.group], parameter)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.cli.past_run import add_run_folder, open_run_folder
-from lib_lora_train.cli.settings import refuse_unknown
 from lib_lora_train.config.settings.samples import SAMPLERS
 
 
@@ -22,9 +21,8 @@ def add_grid(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> 
     grid.add_argument("--sampler", default="", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the run's own)")
 
 
-def run_grid(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_grid(options: argparse.Namespace) -> int:
     """Draw the grid and print its path; what was drawn before is kept, so that it can be interrupted."""
-    refuse_unknown(unknown)
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.runs.images.epoch_grid import find_grid_task, make_sheet, read_choice
     from lib_lora_train.runs.images.grid_generator import draw_grid, start_txt2img

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.cli.settings import refuse_unknown, require_new_file
+from lib_lora_train.cli.settings import require_new_file
 from lib_lora_train.config.heat_map_layers import HEAT_MAP_LAYERS
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.settings.samples import SAMPLERS
@@ -53,9 +53,8 @@ def add_heat_maps(commands: Any, command: Callable[..., argparse.ArgumentParser]
     maps.add_argument("--out", default=".", metavar="DIR", help="their folder (default: the current one)")
 
 
-def run_heat_maps(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_heat_maps(options: argparse.Namespace) -> int:
     """Write an image for each word, and the drawn one; LoraTrainError, before drawing, if a file exists."""
-    refuse_unknown(unknown)
     request = _request(options)
     words = options.words or split_words(request.prompt_text, weighted=request.is_weighted)
     if not words:

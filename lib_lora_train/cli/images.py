@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.cli.past_run import add_run_folder, measure, open_measuring_host, open_run_folder
-from lib_lora_train.cli.settings import refuse_unknown
 from lib_lora_train.core.control import Control
 
 
@@ -23,9 +22,8 @@ def add_images(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
     images.add_argument("--json", action="store_true", help="print JSON, as over HTTP")
 
 
-def run_images(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_images(options: argparse.Namespace) -> int:
     """Print the list; images that the run has not measured are measured first."""
-    refuse_unknown(unknown)
     from lib_lora_train.runs.measures.image_list import image_values, read_images
 
     folder = open_run_folder(options)

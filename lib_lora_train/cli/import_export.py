@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.cli.settings import refuse_unknown, require_new_file
+from lib_lora_train.cli.settings import require_new_file
 from lib_lora_train.config.train_config import read_config
 
 
@@ -29,9 +29,8 @@ def add_import_export(commands: Any, command: Callable[..., argparse.ArgumentPar
     )
 
 
-def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_import(options: argparse.Namespace) -> int:
     """Write imported settings as TOML, and print what was not imported and why."""
-    refuse_unknown(unknown)
     from lib_lora_train.config.validation.validate import validate
     from lib_lora_train.formats.kohya.read_files import read_settings
     from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
@@ -48,9 +47,8 @@ def run_import(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_export(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_export(options: argparse.Namespace) -> int:
     """Write the settings for the kohya_ss GUI, and print what it does not support."""
-    refuse_unknown(unknown)
     from lib_lora_train.config.validation.validate import require_usable
     from lib_lora_train.formats.kohya.exporter import write_gui_settings
     from lib_lora_train.formats.kohya.report import describe_lost

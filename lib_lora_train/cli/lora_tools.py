@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora_train.cli.settings import refuse_unknown
 from lib_lora_train.config.settings.network import TARGETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
@@ -165,9 +164,8 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run_check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_check(options: argparse.Namespace) -> int:
     """Print what the LoRA file contains, or the problems of the settings; returns 2 if the file is unusable."""
-    refuse_unknown(unknown)
     if options.file.suffix.lower() == ".toml":
         return _check_settings(options.file)
     from lib_lora_train.lora_tools.check import check_file, format_report
@@ -192,9 +190,8 @@ def _check_settings(path: Path) -> int:
     return 0
 
 
-def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_convert(options: argparse.Namespace) -> int:
     """Write the converted file and print the error."""
-    refuse_unknown(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
     from lib_lora_train.lora_tools.convert import base_mismatch, convert, write_converted
 
@@ -212,9 +209,8 @@ def run_convert(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_resize(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_resize(options: argparse.Namespace) -> int:
     """Write the file with its new ranks and print them with the error."""
-    refuse_unknown(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
     from lib_lora_train.lora_tools.rank_rule import describe_ranks
     from lib_lora_train.lora_tools.resize import resize, write_resized
@@ -230,9 +226,8 @@ def run_resize(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_extract(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_extract(options: argparse.Namespace) -> int:
     """Write the LoRA and print its ranks, and what of the difference it does not hold."""
-    refuse_unknown(unknown)
     from tqdm import tqdm
 
     from lib_lora_train.lora_tools.extract import ExtractOptions, extract, write_extracted
@@ -259,9 +254,8 @@ def run_extract(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_metadata(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_metadata(options: argparse.Namespace) -> int:
     """Print the metadata, or write a copy of the file with the changes."""
-    refuse_unknown(unknown)
     from lib_lora_train.core.safetensors_header import read_header
     from lib_lora_train.lora_tools.edit_metadata import FIELDS, MetadataEdit, describe_metadata, write_edited
 
@@ -282,9 +276,8 @@ def run_metadata(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_merge(options: argparse.Namespace) -> int:
     """Write the merged LoRA or checkpoint and print the error."""
-    refuse_unknown(unknown)
     from lib_lora_train.adapters.files.lora_file import read_adapter
     from lib_lora_train.lora_tools.convert import base_mismatch
     from lib_lora_train.lora_tools.merge import merge_into_file

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lib_lora_train.cli.advise import add_advise
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
@@ -33,6 +34,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.cpu_environment import set_cpu_environment
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.project import PROJECT_ROOT
+from lib_lora_train.core.wording import did_you_mean
 
 EXIT_USER_ERROR = 2
 
@@ -43,14 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without × or – must not crash a run
     set_cpu_environment(os.environ)
-    words = [_hyphenated(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    options, unknown = make_parser().parse_known_args(words)
-    if getattr(options, "configs", None):  # the value of an unknown flag may have been parsed as a file
-        options.configs = [file for file in options.configs if words[words.index(file) - 1] not in unknown]
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when torch is imported
     try:
-        return int(options.run(options, unknown))
+        if not options.takes_settings:
+            refuse_unknown(options)
+        return int(options.run(options))
     except LoraTrainError as error:
         if options.debug:
             traceback.print_exc()
@@ -61,15 +62,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command, with the function to `run`; `unknown` are the arguments that it does not have."""
+    words = [_hyphenated(word) for word in arguments]
+    options, unknown = make_parser().parse_known_args(words)
+    if getattr(options, "configs", None):  # the value of an unknown flag may have been parsed as a file
+        options.configs = [file for file in options.configs if words[words.index(file) - 1] not in unknown]
+    options.unknown = unknown
+    return options
+
+
 def _hyphenated(word: str) -> str:
     """`--learning_rate=1e-4`, as kohya's users write it, → `--learning-rate=1e-4`."""
     name, sign, value = word.partition("=")
     return name.replace("_", "-") + sign + value if name.startswith("--") and " " not in name else word
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest choice, as of a misspelt command."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message)
+        hint = did_you_mean(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        super().error(f"{message}.{hint}" if hint else message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands and flags."""
-    parser = argparse.ArgumentParser(prog="lora-train", description="Train LoRAs for Stable Diffusion.")
+    parser = _Parser(prog="lora-train", description="Train LoRAs for Stable Diffusion.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_app(commands)
     demo = _command(commands, "demo", run_demo, "Train a new concept on the embedded tiny model and generate the grid.")
@@ -93,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command, takes_settings=False)
     command.add_argument("--cpu", action="store_true", help="do not use a GPU")
     command.add_argument("--debug", action="store_true", help="show the traceback of errors")
     return command
@@ -154,9 +174,8 @@ def _add_resume(commands: Any) -> argparse.ArgumentParser:
 # --- commands --------------------------------------------------------------------------------------
 
 
-def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_app(options: argparse.Namespace) -> int:
     """Serve the app until it is stopped."""
-    refuse_unknown(unknown)
     print("Starting the app …", flush=True)  # the imports below can take a minute on a slow disk
     from lib_lora_train.ui.app import serve
 
@@ -164,9 +183,8 @@ def run_app(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_demo(options: argparse.Namespace) -> int:
     """Run the demo; LoraTrainError if its LoRA does not pass the gate."""
-    refuse_unknown(unknown)
     from lib_lora_train.cli.show_run import show_run
     from lib_lora_train.core.control import Control
     from lib_lora_train.demo import demo
@@ -176,14 +194,14 @@ def run_demo(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_train(options: argparse.Namespace) -> int:
     """Validate the settings, then plan (`--dry-run`) or train; several files one after the other."""
     if options.resume and len(options.configs) > 1:
         raise LoraTrainError("--resume takes at most one settings file; without one, it uses the run's own.")
     resumed = find_run(options.resume) if options.resume else None
     if resumed and not options.configs:
         options.configs = [str(resumed.config)]
-    configs = [read_cli_config(options, unknown, file) for file in options.configs or [""]]
+    configs = [read_cli_config(options, file) for file in options.configs or [""]]
     if options.dry_run:
         outputs = (options.out or PROJECT_ROOT).absolute() / "outputs"
         print("\n\n".join(plan_text(config, outputs, on_cpu=options.cpu) for config in configs))
@@ -198,9 +216,8 @@ def run_train(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
-def run_resume(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_resume(options: argparse.Namespace) -> int:
     """Resume or extend the run in a folder, continuing its series of files."""
-    refuse_unknown(unknown)
     from lib_lora_train.runs.records.past_runs import find_resume_point
 
     folder = find_run(options.folder)

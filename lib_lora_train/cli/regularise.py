@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ def add_regularise(commands: Any, command: Callable[..., argparse.ArgumentParser
     add_setting_flags(parser)
 
 
-def run_regularise(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_regularise(options: argparse.Namespace) -> int:
     """Draw what is missing, and print the folders to add as regularisation."""
     if options.per_image < 1 or options.total < 0:
         raise LoraTrainError("--per-image and --total are numbers of images, from 1 on.")
-    config = read_cli_config(options, unknown)
+    config = read_cli_config(options)
     from lib_lora_train.cli.terminal import Terminal
     from lib_lora_train.hosts.standalone import StandaloneHost
     from lib_lora_train.runs.images.regularisation_images import draw_regularisation_images, wanted_images

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from lib_lora_train.cli.past_run import add_run_folder, find_run
-from lib_lora_train.cli.settings import refuse_unknown
 
 
 def add_report(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -16,9 +15,8 @@ def add_report(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
     add_run_folder(report)
 
 
-def run_report(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_report(options: argparse.Namespace) -> int:
     """Print the report of the run in a folder; OutputError if there is no such run."""
-    refuse_unknown(unknown)
     from lib_lora_train.runs.records.run_report import read_report
 
     print(read_report(find_run(options.folder), "command line"), end="")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.presets import find_preset
-from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
 from lib_lora_train.core.errors import LoraTrainError, Problem
 from lib_lora_train.core.user_paths import is_folder, user_path
-from lib_lora_train.core.wording import count
+from lib_lora_train.core.wording import count, did_you_mean, nearest
 
 PATH_SETTINGS = ("checkpoint", "vae", "output_dir")
 
 
-def read_cli_config(options: argparse.Namespace, unknown: Sequence[str], file: str = "") -> TrainConfig:
+def read_cli_config(options: argparse.Namespace, file: str = "") -> TrainConfig:
     """The config from a file (the first one in `options` if none is given), presets and flags.
 
     ConfigError with all problems of all of them.
@@ -27,15 +27,17 @@ def read_cli_config(options: argparse.Namespace, unknown: Sequence[str], file: s
     from lib_lora_train.config.validation.validate import all_problems, require_usable
     from lib_lora_train.formats.toml import read_toml_config
 
-    if not any(word.startswith("--") for word in unknown):
-        refuse_unknown(unknown)
+    if not any(_is_flag(word) for word in options.unknown):
+        refuse_unknown(options)
     file = file or next(iter(options.configs), "")
     if is_folder(Path(file)) and file:
         raise LoraTrainError(f"{file} is a folder. Give a settings file (.toml), or a folder of images with --folder.")
     values = dict(read_toml_config(Path(file))) if file else {}
     for name in options.preset:
         values.update(find_preset(name).values)
-    problems = override(values, vars(options), unknown)
+    misspelt = dict(_misspelt_flags(options))
+    problems = [Problem("error", flag, f"is not an option.{hint}") for flag, hint in misspelt.items()]
+    problems += override(values, vars(options), [word for word in options.unknown if _flag(word) not in misspelt])
     config, found = read_config(values)
     require_usable(all_problems(config, [*problems, *found]))
     return config
@@ -84,13 +86,36 @@ def with_places(config: TrainConfig, folders: Sequence[str], checkpoint: str | N
 
 def unknown_names(words: Sequence[str]) -> list[str]:
     """The setting names in unknown flags: `--network-dim 8` → `network_dim`."""
-    return [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    return [_flag(word)[2:].replace("-", "_") for word in words if _is_flag(word)]
 
 
-def refuse_unknown(unknown: Sequence[str]) -> None:
-    """LoraTrainError for unknown arguments."""
-    if unknown:
-        raise LoraTrainError(f"Unknown argument {unknown[0]}. See --help.")
+def _is_flag(word: str) -> bool:
+    return word.startswith("--")
+
+
+def _flag(word: str) -> str:
+    """`--rank=8` → `--rank`."""
+    return word.partition("=")[0]
+
+
+def _misspelt_flags(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Unknown flags whose nearest one is not a setting, such as --dry-run, each with a sentence that names it.
+
+    All others are taken for settings.
+    """
+    settings = {parameter.name for parameter in (*parameters_of(TrainConfig), *parameters_of(Concept))}
+    flags = options.parser._option_string_actions
+    for flag in (_flag(word) for word in options.unknown if _is_flag(word)):
+        near = nearest(flag, flags)
+        if near and flags[near].dest.removeprefix("concept.") not in settings:
+            yield flag, did_you_mean(flag, flags)
+
+
+def refuse_unknown(options: argparse.Namespace) -> None:
+    """LoraTrainError for arguments that the command does not have."""
+    for word in options.unknown[:1]:
+        hint = did_you_mean(_flag(word), options.parser._option_string_actions) if _is_flag(word) else ""
+        raise LoraTrainError(f"Unknown argument {word}.{hint} See --help.")
 
 
 def require_new_file(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ class _Place:
     lora_dir: Path | None = None
 
 
-def run_sweep(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_sweep(options: argparse.Namespace) -> int:
     """Record and train a sweep, or continue one; prints the comparison at the end."""
     from lib_lora_train.runs.checks.write_places import WritePlaces
     from lib_lora_train.runs.sweeps.sweep_record import list_sweeps, read_sweep
@@ -67,12 +67,12 @@ def run_sweep(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     home = output_folder(options) / "outputs"
     if options.resume is not None:
-        refuse_unknown(unknown)
+        refuse_unknown(options)
         sweep = read_sweep(home, options.resume) if options.resume else next(list_sweeps(home), None)
         if sweep is None:
             raise LoraTrainError(f"{home} has no sweep to continue. Start one with --vary.")
         return _train_members(options, home, sweep, open_host(options, _lora_dir(home / sweep.base)))
-    place, config = _read_base(options, unknown, home)
+    place, config = _read_base(options, home)
     plan = plan_sweep([_split(text) for text in options.vary], config, place.base)
     print("\n".join(f"{variant.config.output_name}: {variant.label}" for variant in plan.variants))
     print(*(f"{problem.level}: {problem}" for problem in plan.problems), sep="\n", end="\n" if plan.problems else "")
@@ -86,9 +86,8 @@ def run_sweep(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return _train_members(options, place.home, record_sweep(place.home, plan, config.output_name), host)
 
 
-def run_compare(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+def run_compare(options: argparse.Namespace) -> int:
     """Print the comparison; OutputError for a folder that is not a run."""
-    refuse_unknown(unknown)
     from lib_lora_train.runs.records.run_results import read_result
     from lib_lora_train.runs.sweeps.comparison import compare
     from lib_lora_train.runs.sweeps.comparison_report import comparison_text, comparison_values
@@ -109,18 +108,18 @@ def _split(text: str) -> tuple[str, str]:
     return place.strip().replace("-", "_"), values
 
 
-def _read_base(options: argparse.Namespace, unknown: Sequence[str], home: Path) -> tuple[_Place, TrainConfig]:
+def _read_base(options: argparse.Namespace, home: Path) -> tuple[_Place, TrainConfig]:
     """Where the runs go, and the settings that they vary: of a file and flags, or of a past run."""
     given = [Path(text) for text in options.configs]
     if len(given) > 1:
         raise LoraTrainError("A sweep varies one settings file or one run. Give only one.")
     if not given or given[0].is_file() or given[0].suffix.lower() == ".toml":
-        return _Place(home), read_cli_config(options, unknown)
+        return _Place(home), read_cli_config(options)
     run = find_run(given[0]).root
     if options.out and run.parent != home:
         raise LoraTrainError(f"The runs are compared with {run.name}, so they are saved beside it. Leave out --out.")
     options.configs = [str(run / "config.toml")]
-    return _Place(run.parent, run.name, _lora_dir(run)), read_cli_config(options, unknown)
+    return _Place(run.parent, run.name, _lora_dir(run)), read_cli_config(options)
 
 
 def _lora_dir(run: Path) -> Path | None:

@@ -25,11 +25,17 @@ def count(number: float, noun: str, plural: str = "") -> str:
     return f"{whole:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'cosine'?` for the most similar of the known names, whatever its case; "" if none is similar."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The most similar of the known names, whatever its case; "" if none is similar."""
     by_lower = {other.lower(): other for other in reversed(list(known))}
     near = difflib.get_close_matches(name.lower(), by_lower, 1)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    return by_lower[near[0]] if near else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'cosine'?` for the nearest of the known names; "" if none is similar."""
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 def as_sentence(text: str) -> str:

@@ -102,8 +102,7 @@ def test_export_prints_what_the_gui_does_not_support(capsys: pytest.CaptureFixtu
 
 
 def read_cli_config(*words: str) -> TrainConfig:
-    options, unknown = cli.make_parser().parse_known_args(["train", *words])
-    return cli_settings.read_cli_config(options, unknown)
+    return cli_settings.read_cli_config(cli.parse(["train", *words]))
 
 
 def test_presets_override_the_file_and_flags_override_both(folder: Path) -> None:

@@ -67,8 +67,7 @@ def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comple
 
 def parsed(*words: str) -> TrainConfig:
     """The config that `train` parses from these words."""
-    options, unknown = cli.make_parser().parse_known_args(["train", *words])
-    return cli_settings.read_cli_config(options, unknown)
+    return cli_settings.read_cli_config(cli.parse(["train", *words]))
 
 
 # --- flags -----------------------------------------------------------------------------------------
@@ -107,9 +106,12 @@ def test_every_setting_is_a_flag(parameter: Parameter, monkeypatch: pytest.Monke
     assert config == TrainConfig().replace(**{parameter.name: expected}), "and nothing else changed"
 
 
+_COMMAND_OPTIONS = {"configs", "resume", "preset", "out", "dry_run", "cpu", "debug", "run", "parser", "takes_settings"}
+
+
 def test_command_flags_do_not_hide_settings() -> None:
     names = {p.name for p in (*parameters_of(TrainConfig), *parameters_of(Concept))}
-    assert names & {"configs", "resume", "preset", "out", "dry_run", "cpu", "debug", "run"} == set()
+    assert names & _COMMAND_OPTIONS == set()
     assert {p.name for p in parameters_of(TrainConfig)} & {p.name for p in parameters_of(Concept)} == set()
 
 
@@ -237,6 +239,30 @@ def test_unknown_argument_is_refused(tmp_path: Path) -> None:
 
 def test_demo_refuses_settings() -> None:
     assert "--rank" in _refusal(run("demo", "--rank", "8"))
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["merge", "a", "b", "--method", "tyes"], "Did you mean 'ties'?"),
+        (["grid", "x", "--strenghts=1"], "Unknown argument --strenghts=1. Did you mean '--strengths'?"),
+        (["sweep", "--resume", "--dry_rn"], "Unknown argument --dry-rn. Did you mean '--dry-run'?"),
+        (["train", "--dry-rn", "--ranc=8"], "--dry-rn is not an option. Did you mean '--dry-run'?"),
+        (["train", "--dry-rn", "--ranc=8"], "ranc is not a setting. Did you mean 'rank'?"),
+    ],
+)
+def test_misspelt_commands_flags_and_choices_get_a_suggestion(
+    words: list[str], suggestion: str, tmp_path: Path
+) -> None:
+    answer = run(*words, folder=tmp_path)
+    assert answer.returncode == 2
+    assert suggestion in answer.stderr
+
+
+def test_an_argument_like_no_other_gets_no_suggestion() -> None:
+    message = _refusal(run("demo", "--qqqqq"))
+    assert "Unknown argument --qqqqq. See --help." in message
 
 
 # --- planning and running --------------------------------------------------------------------------

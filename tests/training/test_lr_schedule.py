@@ -218,8 +218,7 @@ def _from_page(tmp_path: Path) -> TrainConfig:
 
 def _from_flags(tmp_path: Path) -> TrainConfig:
     words = ["train", "--lr-schedule", "warmup_stable_decay", "--warmup", "25%", "--lr-decay=50%"]
-    options, unknown = cli.make_parser().parse_known_args([*words, "--folder", str(tmp_path)])
-    return cli_settings.read_cli_config(options, unknown)
+    return cli_settings.read_cli_config(cli.parse([*words, "--folder", str(tmp_path)]))
 
 
 def _from_kohya(tmp_path: Path) -> TrainConfig:
