@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,12 +51,15 @@ class Parameter:
         """The name in words: `unet_lr` → `Unet lr`."""
         return self.name.replace("_", " ").capitalize()
 
+    def includes(self, value: Any) -> bool:
+        """Whether the value is within the range; not a number is not."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
 
 def param(
     default: Any,
     help: str,
     *,
-    group: Group,
     tier: Tier = "advanced",
     low: float | None = None,
     high: float | None = None,
@@ -70,7 +74,6 @@ def param(
     """
     declared = {
         "help": help,
-        "group": group,
         "tier": tier,
         "low": low,
         "high": high,
@@ -83,7 +86,7 @@ def param(
 
 @functools.cache
 def parameters_of(config_class: type) -> tuple[Parameter, ...]:
-    """The settings declared in a config dataclass, in order of declaration."""
+    """The settings declared in a config dataclass, in order; their group is the `GROUP` of the class that has them."""
     hints = typing.get_type_hints(config_class)
     found = []
     for field in dataclasses.fields(config_class):
@@ -91,9 +94,23 @@ def parameters_of(config_class: type) -> tuple[Parameter, ...]:
             continue
         kind, optional = _unwrap(hints[field.name])
         found.append(
-            Parameter(name=field.name, kind=kind, optional=optional, default=field.default, **field.metadata["param"])
+            Parameter(
+                name=field.name,
+                kind=kind,
+                optional=optional,
+                default=field.default,
+                group=_group(config_class, field.name),
+                **field.metadata["param"],
+            )
         )
     return tuple(found)
+
+
+def _group(config_class: type, name: str) -> Group:
+    """Of the class in which the field is declared."""
+    declaring = next(one for one in config_class.__mro__ if name in inspect.get_annotations(one))
+    group: Group = declaring.GROUP  # type: ignore[attr-defined]
+    return group
 
 
 def _unwrap(hint: Any) -> tuple[type, bool]:
@@ -128,9 +145,7 @@ def _check_range(parameter: Parameter, value: Any) -> None:
     if parameter.choices and value not in parameter.choices:
         hint = did_you_mean(str(value), parameter.choices)
         raise ValueError(f"{value!r} is not one of {', '.join(parameter.choices)}.{hint}")
-    too_low = parameter.low is not None and not value >= parameter.low
-    too_high = parameter.high is not None and not value <= parameter.high
-    if too_low or too_high:
+    if not parameter.includes(value):
         raise ValueError(f"{value} is outside {_range(parameter)}")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from lib_lora_train.config.parameters import param
+from lib_lora_train.config.parameters import Group, param
 
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 2048
 
@@ -13,11 +14,12 @@ MIN_RESOLUTION, MAX_RESOLUTION = 64, 2048
 class DataSettings:
     """How images are resized, bucketed and cached."""
 
+    GROUP: ClassVar[Group] = "data"
+
     resolution: int = param(
         512,
         "Training resolution: the side of a square with the same area as the resized images. 512 for SD1, 768 for "
         "SD2, 1024 for SDXL. Memory grows with its square, and values above the images' own size teach nothing.",
-        group="data",
         tier="essential",
         low=MIN_RESOLUTION,
         high=MAX_RESOLUTION,
@@ -28,7 +30,6 @@ class DataSettings:
         None,
         "Height of a training resolution that is not square; resolution is its width. With buckets only its area "
         "counts, without them every image is cropped to this rectangle. Empty: a square.",
-        group="data",
         low=MIN_RESOLUTION,
         high=MAX_RESOLUTION,
         unit="px",
@@ -38,34 +39,30 @@ class DataSettings:
         "Choose the repeats automatically, so that all concepts are used about equally often. The target is the "
         "image count of the largest concept, but at least 100 per epoch. The plan shows the shares before and after; "
         "regularisation images are not changed.",
-        group="data",
         tier="beginner",
     )
     leave_out_images: tuple[str, ...] = param(
         (),
         "Images that are not used in this run, one per line: a file name such as 012.png, or folder/012.png; the files "
         "stay where they are. * stands for any text, as in scan_*.",
-        group="data",
     )
     enable_buckets: bool = param(
         True,
         "Keep the aspect ratio of images: each goes to the bucket with the nearest one. Off: every image is cropped "
         "to the resolution at its centre.",
-        group="data",
         tier="beginner",
         kohya="enable_bucket",
     )
     min_bucket: int = param(
-        256, "Minimum side length of a bucket.", group="data", low=64, high=2048, unit="px", kohya="min_bucket_reso"
+        256, "Minimum side length of a bucket.", low=64, high=2048, unit="px", kohya="min_bucket_reso"
     )
     max_bucket: int = param(
-        1024, "Maximum side length of a bucket.", group="data", low=64, high=4096, unit="px", kohya="max_bucket_reso"
+        1024, "Maximum side length of a bucket.", low=64, high=4096, unit="px", kohya="max_bucket_reso"
     )
     bucket_step: int = param(
         64,
         "Bucket sides are multiples of this value. A smaller step crops less, but makes more buckets, so fewer "
         "batches are full.",
-        group="data",
         low=8,
         high=256,
         unit="px",
@@ -74,13 +71,11 @@ class DataSettings:
     bucket_no_upscale: bool = param(
         False,
         "Never enlarge small images: their bucket is their own size, rounded down to bucket_step.",
-        group="data",
         kohya="bucket_no_upscale",
     )
     cache_to_disk: bool = param(
         True,
         "Keep encoded images on disk for later runs. They are identified by content, so a changed image, size or VAE "
         "is always encoded again.",
-        group="data",
         kohya="cache_latents_to_disk",
     )

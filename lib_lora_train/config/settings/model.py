@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from lib_lora_train.config.parameters import param
+from lib_lora_train.config.parameters import Group, param
 
 PREDICTIONS = ("auto", "epsilon", "v_prediction", "rectified_flow")
 SWITCHES = ("auto", "on", "off")
@@ -14,18 +15,18 @@ SWITCHES = ("auto", "on", "off")
 class ModelSettings:
     """The model that is trained on."""
 
+    GROUP: ClassVar[Group] = "model"
+
     checkpoint: str = param(
         "",
         "Checkpoint to train on: a .safetensors file, or a folder in diffusers' layout (with model_index.json). Empty: "
         "the checkpoint loaded in the webui (stand-alone: the built-in tiny model).",
-        group="model",
         tier="essential",
         kohya="pretrained_model_name_or_path",
     )
     vae: str = param(
         "",
         "VAE file (or diffusers folder) to use in place of the checkpoint's own. Empty: the checkpoint's own.",
-        group="model",
         kohya="vae",
     )
     prediction_type: str = param(
@@ -34,7 +35,6 @@ class ModelSettings:
         "(rectified_flow: NoobAI-RF, Chenkin and other SDXL models with RF or Rectified in their name). auto uses what "
         "the webui or the file says; SDXL with “rectified” in its path is rectified flow, as in Forge Neo. Set it only "
         "for files that do not say; with the wrong type, images turn into noise within a few steps.",
-        group="model",
         choices=PREDICTIONS,
         kohya="v_parameterization",
     )
@@ -44,7 +44,6 @@ class ModelSettings:
         "bright images. auto uses what the webui or the file says. Use on for v-prediction models that were trained "
         "this way but do not say so; epsilon models learn nothing at pure noise. Generate with the same setting, or "
         "brightness will be off.",
-        group="model",
         choices=SWITCHES,
         kohya="zero_terminal_snr",
     )
@@ -52,7 +51,6 @@ class ModelSettings:
         1,
         "Text encoder layer to use, counted from the end. 1 for most models, 2 for anime models. Use the same value "
         "when generating images; SDXL ignores it.",
-        group="model",
         tier="beginner",
         low=1,
         high=12,

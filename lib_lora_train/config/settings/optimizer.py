@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
-from lib_lora_train.config.parameters import STEPS_OR_SHARE, param
+from lib_lora_train.config.parameters import STEPS_OR_SHARE, Group, param
 
 OPTIMIZERS = tuple(OPTIMIZER_CATALOG)
 LR_SCHEDULES = (
@@ -26,11 +27,12 @@ LR_SCHEDULES = (
 class OptimizerSettings:
     """Optimiser, learning rates and their schedule."""
 
+    GROUP: ClassVar[Group] = "training"
+
     learning_rate: float = param(
         1e-4,
         "How far each optimiser step moves the weights. AdamW: start with 1e-4; above 5e-4 images look overcooked. "
         "Lion: a third to a tenth of that. Prodigy and D-Adaptation find it themselves: leave it at 1.",
-        group="training",
         tier="essential",
         low=0.0,
         high=10.0,
@@ -39,7 +41,6 @@ class OptimizerSettings:
     unet_lr: float | None = param(
         None,
         "Learning rate of the UNet. Empty: same as learning_rate.",
-        group="training",
         tier="beginner",
         low=0.0,
         high=10.0,
@@ -49,7 +50,6 @@ class OptimizerSettings:
         None,
         "Learning rate of the text encoder. Empty: same as learning_rate. Guides use half to a tenth of the UNet's, "
         "as an overtrained text encoder ignores the rest of the prompt.",
-        group="training",
         tier="beginner",
         low=0.0,
         high=10.0,
@@ -59,7 +59,6 @@ class OptimizerSettings:
         None,
         "Learning rate of SDXL's second, larger text encoder. Empty: same as the first. 0: not trained. If it is "
         "much higher than the first one's, the two learn different meanings of a word.",
-        group="training",
         low=0.0,
         high=10.0,
     )
@@ -67,7 +66,6 @@ class OptimizerSettings:
         0.0,
         "LoRA+: learning rate multiplier of the UNet's up matrices. 0 or 1: off. The paper uses 16 with a lower "
         "learning rate; 4 is cautious; above 32 images look overcooked.",
-        group="training",
         low=0.0,
         high=256.0,
         kohya="loraplus_unet_lr_ratio",
@@ -76,7 +74,6 @@ class OptimizerSettings:
         0.0,
         "LoRA+: learning rate multiplier of the text encoders' up matrices. 0 or 1: off. 4 is cautious; text "
         "encoders overtrain sooner than the UNet.",
-        group="training",
         low=0.0,
         high=256.0,
         kohya="loraplus_text_encoder_lr_ratio",
@@ -85,7 +82,6 @@ class OptimizerSettings:
         0.0,
         "When to stop training the text encoders: below 1 a share of all steps (0.5 or 50%), from 1 on a number of "
         "steps. 0: never. A third to a half protects other words; if earlier, a new trigger word may not be learnt.",
-        group="training",
         low=0.0,
         high=10_000_000.0,
         unit=STEPS_OR_SHARE,
@@ -96,7 +92,6 @@ class OptimizerSettings:
         "its memory. Lion needs half the memory and a lower learning rate. Adafactor and CAME need almost none. "
         "Prodigy and DAdapt… find the learning rate themselves (set it to 1), but need more memory. "
         "AdamWScheduleFree needs no schedule. Custom: any class, see custom_optimizer.",
-        group="training",
         tier="essential",
         choices=OPTIMIZERS,
         kohya="optimizer_type",
@@ -105,13 +100,11 @@ class OptimizerSettings:
         "",
         "Optimiser class for optimizer Custom, as `package.Class`, for example `torch.optim.RAdam`. Its package must "
         "be installed, and the class must be a PyTorch optimiser.",
-        group="training",
     )
     optimizer_args: str = param(
         "",
         "Extra arguments of the optimiser, as guides write them: `decouple=True weight_decay=0.01 d_coef=0.8 "
         "use_bias_correction=True safeguard_warmup=True betas=0.9,0.99`.",
-        group="training",
         kohya="optimizer_args",
     )
     lr_schedule: str = param(
@@ -121,7 +114,6 @@ class OptimizerSettings:
         "cosine_with_min_lr falls to lr_min_ratio. inverse_sqrt falls slowly (lr_timescale). warmup_stable_decay "
         "falls only at the end (lr_decay). adafactor lets Adafactor choose. Guides use cosine, or constant if the "
         "length of the run is not known yet.",
-        group="training",
         tier="beginner",
         choices=LR_SCHEDULES,
         kohya="lr_scheduler",
@@ -131,7 +123,6 @@ class OptimizerSettings:
         "Length of the warm-up, during which the learning rate rises from 0: below 1 a share of all steps (0.05 or "
         "5%), from 1 on a number of steps. 0.05 to 0.1 is usual; much more leaves little time to learn. Prodigy and "
         "D-Adaptation need none.",
-        group="training",
         low=0.0,
         high=100_000.0,
         unit=STEPS_OR_SHARE,
@@ -141,7 +132,6 @@ class OptimizerSettings:
         0.1,
         "For warmup_stable_decay: length of the decay at the end: below 1 a share of all steps (0.1 or 10%), from 1 "
         "on a number of steps. 0.1 to 0.2 is usual (Hu et al. 2024). 0: no decay, which leaves the LoRA noisy.",
-        group="training",
         low=0.0,
         high=100_000.0,
         unit=STEPS_OR_SHARE,
@@ -151,7 +141,6 @@ class OptimizerSettings:
         1,
         "For cosine_with_restarts: number of cycles from the full learning rate to 0. 3 is usual; 1 is the same as "
         "cosine. Choose an epoch at the end of a cycle, as results are worst just after a restart.",
-        group="training",
         low=1,
         high=1000,
         kohya="lr_scheduler_num_cycles",
@@ -160,7 +149,6 @@ class OptimizerSettings:
         1.0,
         "For polynomial: the learning rate is (remaining share of the run)^power. 1 is linear; 2 falls sooner, 0.5 "
         "later. Above 4, most is learnt in the first quarter.",
-        group="training",
         low=0.1,
         high=10.0,
         kohya="lr_scheduler_power",
@@ -169,7 +157,6 @@ class OptimizerSettings:
         None,
         "For inverse_sqrt: after three times this many steps the learning rate is halved. Empty: the length of the "
         "warm-up, or 10,000 without one. If it is much longer than the run, the rate hardly changes.",
-        group="training",
         low=1,
         high=1_000_000,
         kohya="lr_scheduler_timescale",
@@ -178,7 +165,6 @@ class OptimizerSettings:
         0.0,
         "For cosine_with_min_lr, polynomial and warmup_stable_decay: share of the learning rate left at the end. 0.1 "
         "keeps the last epochs learning; near 1 the rate hardly falls.",
-        group="training",
         low=0.0,
         high=1.0,
         kohya="lr_scheduler_min_lr_ratio",
@@ -186,7 +172,6 @@ class OptimizerSettings:
     max_grad_norm: float = param(
         1.0,
         "Gradients longer than this norm are clipped, so that outliers do less harm. 0: off.",
-        group="training",
         low=0.0,
         high=1000.0,
         kohya="max_grad_norm",

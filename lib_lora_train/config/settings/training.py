@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from lib_lora_train.config.parameters import param
+from lib_lora_train.config.parameters import Group, param
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LORA_PRECISIONS = ("fp32", "bf16", "fp16")
@@ -15,11 +16,12 @@ PRIOR_PRESERVATIONS = ("off", "class", "empty", "prompts")
 class TrainingSettings:
     """Length, batch size, precision and memory."""
 
+    GROUP: ClassVar[Group] = "training"
+
     epochs: int = param(
         10,
         "Number of passes through the dataset (images × repeats). A LoRA file is saved after each, so too many do no "
         "harm: choose the best epoch from the grid.",
-        group="training",
         tier="essential",
         low=1,
         high=10_000,
@@ -28,7 +30,6 @@ class TrainingSettings:
     max_steps: int = param(
         0,
         "Stop after this many optimiser steps. 0: no limit, only the epochs count.",
-        group="training",
         low=0,
         high=10_000_000,
         kohya="max_train_steps",
@@ -37,7 +38,6 @@ class TrainingSettings:
         2,
         "Number of images per forward pass. Larger batches give steadier training but need more memory; with n times "
         "the batch size, guides raise the learning rate up to n times.",
-        group="training",
         tier="essential",
         low=1,
         high=256,
@@ -46,7 +46,6 @@ class TrainingSettings:
     gradient_accumulation: int = param(
         1,
         "Number of forward passes per optimiser step. It has the effect of a larger batch without its memory.",
-        group="training",
         low=1,
         high=256,
         kohya="gradient_accumulation_steps",
@@ -54,7 +53,6 @@ class TrainingSettings:
     prior_loss_weight: float = param(
         1.0,
         "Weight of the loss on regularisation images.",
-        group="training",
         low=0.0,
         high=10.0,
         kohya="prior_loss_weight",
@@ -65,20 +63,17 @@ class TrainingSettings:
         "answer other prompts as the model without LoRA does. class: each image's caption with the class word in the "
         "trigger's place; empty: the empty prompt; prompts: those of prior_preservation_prompts. Only prompts like "
         "these are kept. A step takes about two and a half times as long, with the same memory.",
-        group="training",
         choices=PRIOR_PRESERVATIONS,
     )
     prior_preservation_prompts: tuple[str, ...] = param(
         (),
         "Prompts to keep if prior_preservation is prompts, one per line. Each image is trained with one of them, drawn "
         "at random. List what the LoRA must not change, such as the class and its neighbours, without the trigger.",
-        group="training",
     )
     prior_preservation_weight: float = param(
         1.0,
         "Weight of prior_preservation in the loss. 0.5 to 2 is usual; with more, the concept is learnt more slowly. 0: "
         "off.",
-        group="training",
         low=0.0,
         high=100.0,
     )
@@ -86,7 +81,6 @@ class TrainingSettings:
         0.0,
         "With masks: weight of keeping the model's own answer outside the mask, where images are not trained. 1 is "
         "usual. A step takes about half as long again. 0: off, and what is outside may change.",
-        group="training",
         low=0.0,
         high=100.0,
     )
@@ -96,7 +90,6 @@ class TrainingSettings:
         "on them is measured with the same noise after every epoch and shown in the loss chart. It falls while the "
         "LoRA learns and rises when it only memorises, which the noisy training loss does not show. 0: none. 0.1 is "
         "usual from fifty images on; with fewer than twenty, you need every image for training.",
-        group="training",
         low=0.0,
         high=0.5,
         kohya="validation_split",
@@ -104,7 +97,6 @@ class TrainingSettings:
     seed: int = param(
         42,
         "Seed for all randomness of the run. The same seed and settings give the same LoRA.",
-        group="training",
         tier="beginner",
         low=0,
         high=2**53,
@@ -114,7 +106,6 @@ class TrainingSettings:
         "auto",
         "Number format of the frozen model during training. auto: the checkpoint's own on a graphics card, fp32 on a "
         "CPU. It does not affect the LoRA's weights; see lora_precision.",
-        group="training",
         choices=PRECISIONS,
         kohya="mixed_precision",
     )
@@ -125,7 +116,6 @@ class TrainingSettings:
         "which matters for large ranks and family full. The optimiser still computes in fp32 and rounds "
         "stochastically, as plain rounding would lose every step smaller than 1/256 of a weight. This makes the LoRA "
         "slightly noisier, so change it only if fp32 does not fit.",
-        group="training",
         choices=LORA_PRECISIONS,
     )
     fp8_base: bool = param(
@@ -133,13 +123,11 @@ class TrainingSettings:
         "Store the UNet's weights in 8 bits, which halves their memory but makes gradients slightly less accurate. "
         "Only for a checkpoint that the trainer loads itself (stand-alone, or if the webui's own cannot be used). "
         "Use it with gradient_checkpointing, or little is saved.",
-        group="training",
         kohya="fp8_base",
     )
     gradient_checkpointing: bool = param(
         False,
         "Recompute activations instead of storing them. Training is a third slower but needs far less memory.",
-        group="training",
         tier="beginner",
         kohya="gradient_checkpointing",
     )
@@ -148,7 +136,6 @@ class TrainingSettings:
         "Save and sample an exponential moving average (EMA) of the LoRA in place of its latest weights; this share "
         "of the average is kept in each step. 0: off. 0.99 averages about the last hundred steps, 0.999 the last "
         "thousand; in a shorter run the average lags behind.",
-        group="training",
         low=0.0,
         high=1.0,
     )
