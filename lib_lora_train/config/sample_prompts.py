@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lib_lora_train.config.parameters import Parameter, parameters_of
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.image_sizes import LATENT_CELL_PX
@@ -25,7 +26,6 @@ from lib_lora_train.core.words import has_word
 _OPTION = re.compile(r"(?:^|\s+)--(?=\w)")
 _JOINED = re.compile(r"(--[a-z]+\s+[\d.]+)(?=--[a-z])", re.IGNORECASE)  # `--w 512` of `--w 512--h 512`
 _HEADING = re.compile(r"#+\s*(concept|control)\s*(?:[:(].*)?", re.IGNORECASE)
-_MIN_SIZE, _MAX_SIZE = 64, 4096
 
 
 CONCEPT_HEADING, CONTROL_HEADING = "# concept", "# control"
@@ -34,22 +34,22 @@ CONCEPT_HEADING, CONTROL_HEADING = "# concept", "# control"
 
 @dataclass(frozen=True)
 class _Option:
-    """An option: the `SamplePrompt` field it sets, its title, type and inclusive range. Text has no range."""
+    """An option: the `SamplePrompt` field it sets, its title, and the setting whose type and range it has."""
 
     field: str
     title: str
-    kind: type = int
-    low: int = 0
-    high: int = 0
+    setting: Parameter | None = None
+    """None for text."""
 
 
+_SETTINGS = {parameter.name: parameter for parameter in parameters_of(TrainConfig)}
 _OPTIONS = {
-    "w": _Option("width", "width", int, _MIN_SIZE, _MAX_SIZE),
-    "h": _Option("height", "height", int, _MIN_SIZE, _MAX_SIZE),
-    "d": _Option("seed", "seed", int, 0, 2**63 - 1),
-    "s": _Option("steps", "steps", int, 1, 1000),
-    "l": _Option("cfg", "CFG scale", float, 0, 100),
-    "n": _Option("negative", "negative prompt", str),
+    "w": _Option("width", "width", _SETTINGS["max_bucket"]),
+    "h": _Option("height", "height", _SETTINGS["max_bucket"]),
+    "d": _Option("seed", "seed", _SETTINGS["seed"]),
+    "s": _Option("steps", "steps", _SETTINGS["sample_steps"]),
+    "l": _Option("cfg", "CFG scale", _SETTINGS["sample_cfg"]),
+    "n": _Option("negative", "negative prompt"),
 }
 _KNOWN = ", ".join(f"--{name} {option.title}" for name, option in _OPTIONS.items())
 _UNSUPPORTED = {
@@ -197,22 +197,22 @@ def _parse_option(name: str, raw: str) -> tuple[str, Any]:
     option = _OPTIONS.get(name)
     if option is None:
         raise ValueError(f"--{name} is not supported. {_UNSUPPORTED.get(name, f'The options are {_KNOWN}.')}")
-    if option.kind is str:
+    if option.setting is None:
         return option.field, raw
-    value = _parse_number(name, raw.rstrip(" ,;"), option)
+    value = _parse_number(name, raw.rstrip(" ,;"), option.setting)
     if option.field in ("width", "height"):
         _check_size(name, int(value))
     return option.field, value
 
 
-def _parse_number(name: str, raw: str, option: _Option) -> int | float:
+def _parse_number(name: str, raw: str, setting: Parameter) -> int | float:
     try:
-        value: int | float = option.kind(raw)
+        value: int | float = setting.kind(raw)
     except ValueError:
-        kind = "a whole number" if option.kind is int else "a number"
+        kind = "a whole number" if setting.kind is int else "a number"
         raise ValueError(f"--{name} needs {kind}, not {raw!r}.") from None
-    if not option.low <= value <= option.high:
-        raise ValueError(f"--{name} {raw} is outside {option.low}…{option.high}.")
+    if not setting.includes(value):
+        raise ValueError(f"--{name} {raw} is outside {setting.low}…{setting.high}.")
     return value
 
 

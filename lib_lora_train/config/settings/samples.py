@@ -55,8 +55,8 @@ class SampleSettings:
         "generates from the LoRA files, in its own queue: this is slower, and epochs without a file get no samples. "
         "Empty: the trainer generates several at a time with sample_sampler. Only inside a webui.",
     )
-    sample_steps: int = param(20, "Sampling steps for prompts without --s.", low=1, high=150)
-    sample_cfg: float = param(7.0, "CFG scale for prompts without --l.", low=1.0, high=30.0)
+    sample_steps: int = param(20, "Sampling steps for prompts without --s.", low=1, high=1000)
+    sample_cfg: float = param(7.0, "CFG scale for prompts without --l.", low=0.0, high=100.0)
     measure_steady_loss: bool = param(
         True,
         "Measure the loss on up to nine training images with the same noise after every epoch, and without LoRA. It "
