@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from lib_lora_train.config.family_catalog import families_forge_ignores
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.presets import FAMILY_PRESETS, PRESETS, Preset, find_preset, likeness_preset
 from lib_lora_train.config.settings.network import FAMILIES
@@ -45,6 +46,11 @@ def test_presets_for_a_purpose_and_a_machine_can_be_combined(purpose: str, machi
     for names in ((purpose, machine), (purpose, "Prodigy", machine), (purpose, "Prodigy fast", machine)):
         values = {name: value for chosen in names for name, value in find_preset(chosen).values.items()}
         assert [problem for problem in validate(BASE.replace(**values)) if problem.level != "hint"] == []
+
+
+@pytest.mark.parametrize("preset", FAMILY_PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_names_forge_if_it_ignores_the_files(preset: Preset) -> None:
+    assert ("Forge does not" in preset.when) == (preset.values["family"] in families_forge_ignores())
 
 
 def test_every_family_has_a_preset_and_each_undoes_the_others() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lib_lora_train.config.family_catalog import FAMILY_CATALOG, families_forge_ignores
+from lib_lora_train.config.family_catalog import FAMILY_CATALOG, families_forge_ignores, families_with
 from lib_lora_train.config.parameters import Group, param
 from lib_lora_train.core.wording import join_names
 
 FAMILIES = tuple(FAMILY_CATALOG)
 TARGETS = ("attention", "standard", "all", "full")
+
+
+def _families(setting: str) -> str:
+    return join_names(families_with(setting))
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class NetworkSettings:
     )
     dora: bool = param(
         False,
-        "Train the direction and the magnitude of weights separately (DoRA), for lora, loha and lokr. It comes "
+        f"Train the direction and the magnitude of weights separately (DoRA), for {_families('dora')}. It comes "
         "closer to full fine-tuning at a small rank, but is about 50% slower and needs a lower learning rate.",
         kohya="dora_wd",
     )
@@ -98,15 +102,15 @@ class NetworkSettings:
     )
     scalar: bool = param(
         False,
-        "Also train a scale factor for each layer, starting at 0, for lora, loha, lokr and glora. All matrices start "
+        f"Also train a scale factor for each layer, starting at 0, for {_families('scalar')}. All matrices start "
         "at random values, and the first steps find how much each layer should change, so train a few more steps. "
         "The factor is merged into the saved file, which any tool can read.",
         kohya="use_scalar",
     )
     tucker: bool = param(
         False,
-        "Use Tucker decomposition for the 3×3 convolutions of lora, loha and lokr: much smaller files, slightly less "
-        "exact. Forge cannot read lokr files of this type.",
+        f"Use Tucker decomposition for the 3×3 convolutions of {_families('tucker')}: much smaller files, slightly "
+        "less exact. Forge cannot read lokr files of this type.",
         kohya="use_tucker",
     )
     lokr_factor: int = param(
