@@ -216,12 +216,12 @@ def inject_parsed(model: ModelParts, parsed: ParsedLora) -> tuple[Adapter, tuple
     return adapter, unmatched
 
 
-def require_a_fit(found: Mapping[str, Any], parsed: ParsedLora) -> None:
-    """AdapterError if no layer of a file fits the model; it names what is not read of the file."""
+def require_a_fit(found: Mapping[str, Any], parsed: ParsedLora, name: str = "this file") -> None:
+    """AdapterError if no layer of a file fits the model; it names the file and what is not read of it."""
     if not found:
         unread = f" Not read: {describe_unread(parsed.unknown)}." if parsed.unknown else ""
         raise AdapterError(
-            f"No layer of this file fits the model.{unread} Choose a checkpoint of the kind it was trained on."
+            f"No layer of {name} fits the model.{unread} Choose a checkpoint of the kind it was trained on."
         )
 
 

@@ -19,7 +19,7 @@ from lib_lora_train.adapters.families.dora import MAGNITUDE
 from lib_lora_train.adapters.files.conversion import ConversionBuilder, Converted, add_bias
 from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile, SavedAdapter
-from lib_lora_train.adapters.files.unread_keys import describe_unread
+from lib_lora_train.adapters.inject import require_a_fit
 from lib_lora_train.adapters.layer_block_weights import BASE, unet_block_weights
 from lib_lora_train.adapters.registry import NORM
 from lib_lora_train.adapters.targets import ModelParts, Target, match_targets
@@ -126,11 +126,7 @@ def sum_layers(
     for (file, weight), text in zip(files, [*blocks, *[""] * (len(files) - len(blocks))], strict=True):
         parsed = parse_sound_file(file)
         groups, unmatched = match_targets(model, parsed)
-        if not groups:
-            unread = f" Not read: {describe_unread(parsed.unknown)}." if parsed.unknown else ""
-            raise AdapterError(
-                f"No layer of {file.path.name} fits the model.{unread} Choose the checkpoint it was trained on."
-            )
+        require_a_fit(groups, parsed, file.path.name)
         shares = unet_block_weights(model, text) if text.strip() else {}
         for root, targets in groups.values():
             for target in targets:

@@ -62,7 +62,9 @@ def merge_into_transformer(
         parsed = parse_sound_file(file)
         fitting = {name: layers[name] for name, layer in parsed.layers.items() if _fits(layer, name, layers, header)}
         if not fitting:
-            raise AdapterError(f"No layer of {file.path.name} fits the model. Choose the checkpoint it was trained on.")
+            raise AdapterError(
+                f"No layer of {file.path.name} fits the model. Choose a checkpoint of the kind it was trained on."
+            )
         for name, place in fitting.items():
             updates.setdefault(place, _Update()).parts.append((parsed.layers[name], share))
             if _diff_bias(parsed.layers[name]) is not None and f"{place}.bias" not in header.entries:
