@@ -13,6 +13,7 @@ from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.lora_tools.merge_options import METHODS, MergeOptions
+from lib_lora_train.lora_tools.metadata_fields import FIELDS
 from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _add_extract(commands: Any, command: Callable[..., argparse.ArgumentParser])
 def _add_metadata(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     editor = command(commands, "metadata", run_metadata, "Show a LoRA file's metadata, or write it with other ones.")
     editor.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file")
-    for name in ("title", "author", "description", "trigger", "license"):
+    for name in FIELDS:
         editor.add_argument(f"--{name}", metavar="TEXT", help=f"set the {name} (ModelSpec)")
     editor.add_argument("--preview", type=Path, metavar="IMAGE", help="set the preview image")
     editor.add_argument("--strip", action="store_true", help="reduce paths to file names, which removes user names")
@@ -257,7 +258,7 @@ def run_extract(options: argparse.Namespace) -> int:
 def run_metadata(options: argparse.Namespace) -> int:
     """Print the metadata, or write a copy of the file with the changes."""
     from lib_lora_train.core.safetensors_header import read_header
-    from lib_lora_train.lora_tools.edit_metadata import FIELDS, MetadataEdit, describe_metadata, write_edited
+    from lib_lora_train.lora_tools.edit_metadata import MetadataEdit, describe_metadata, write_edited
 
     file = user_path(str(options.file))
     values = {name: value for name in FIELDS if (value := getattr(options, name)) is not None}

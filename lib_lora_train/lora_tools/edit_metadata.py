@@ -23,16 +23,9 @@ from lib_lora_train.core.safetensors_header import Header, read_header
 from lib_lora_train.core.wording import count
 from lib_lora_train.core.writable import failed_write_advice
 from lib_lora_train.lora_tools.changed_copy import write_changed_copy
+from lib_lora_train.lora_tools.metadata_fields import FIELDS
 from lib_lora_train.lora_tools.new_file import refuse_existing
 
-FIELDS: Mapping[str, str] = {
-    "title": "modelspec.title",
-    "author": "modelspec.author",
-    "description": "modelspec.description",
-    "trigger": "modelspec.trigger_phrase",
-    "license": "modelspec.license",
-}
-"""What can be set by a short name → its key."""
 THUMBNAIL = "modelspec.thumbnail"
 _STANDARD = "modelspec.sai_model_spec"
 _LEGACY_HASH = "sshs_legacy_hash"  # covers the metadata, so that it is wrong after a change

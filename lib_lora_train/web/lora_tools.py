@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError
 from lib_lora_train.lora_tools.merge_options import MergeOptions
+from lib_lora_train.lora_tools.metadata_fields import FIELDS
 from lib_lora_train.lora_tools.new_file import new_file
 from lib_lora_train.web.json_values import optional_path
 
@@ -118,7 +119,7 @@ class LoraToolsSession:
     def show_metadata(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The entries as lines, and the texts of the fields that can be set."""
         from lib_lora_train.core.safetensors_header import read_header
-        from lib_lora_train.lora_tools.edit_metadata import FIELDS, describe_metadata
+        from lib_lora_train.lora_tools.edit_metadata import describe_metadata
 
         header = read_header(lora_path_in(values))
         fields = {name: header.metadata.get(key, "") for name, key in FIELDS.items()}

@@ -16,8 +16,17 @@ from safetensors.torch import load_file
 from lib_lora_train.adapters.files.lora_file import read_adapter, write_adapter
 from lib_lora_train.cli.main import main
 from lib_lora_train.core.errors import AdapterError, LoraTrainError, OutputError
-from lib_lora_train.lora_tools.edit_metadata import THUMBNAIL, MetadataEdit, without_folders, write_edited
+from lib_lora_train.core.safetensors_header import Header
+from lib_lora_train.lora_tools.edit_metadata import (
+    THUMBNAIL,
+    MetadataEdit,
+    describe_metadata,
+    without_folders,
+    write_edited,
+)
+from lib_lora_train.lora_tools.metadata_fields import FIELDS
 from lib_lora_train.web.lora_tools import LoraToolsSession
+from tests.paths import ROOT
 
 METADATA = {
     "ss_output_name": "old",
@@ -46,6 +55,7 @@ def write_lora(path: Path) -> Path:
         ("runwayml/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"),
         ("1girl, solo/duo, 1/2", "1girl, solo/duo, 1/2"),
         ('{"a":  1}', '{"a":  1}'),
+        ('["/home/ann/Bär.png"]', '["Bär.png"]'),
         ("0.5", "0.5"),
     ],
 )
@@ -72,6 +82,15 @@ def test_an_edited_file_has_the_same_tensors_and_the_new_entries(tmp_path: Path)
     assert kind == "data:image/jpeg;base64" and Image.open(io.BytesIO(base64.b64decode(data))).size == (256, 128)
     with pytest.raises(LoraTrainError, match="already exists"):
         write_edited(old, new, MetadataEdit())
+
+
+def test_long_values_are_cut_and_images_are_not_shown() -> None:
+    values = {"c": "x" * 300, "b": "y" * 301, THUMBNAIL: "data:image/jpeg;base64," + "A" * 39_977}
+    assert describe_metadata(Header(values, ())) == [
+        f"b: {'y' * 300}… (301 characters)",
+        f"c: {'x' * 300}",
+        "modelspec.thumbnail: an image of 40 kB",
+    ]
 
 
 def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
@@ -112,6 +131,11 @@ def test_metadata_on_the_command_line(
     assert main(command) == 2, "nothing is overwritten"
     assert main(["metadata", "old.safetensors", "--set", "mine", "--name", "x"]) == 2
     assert "'mine' has no value. Write KEY=VALUE" in capsys.readouterr().err
+
+
+def test_every_field_is_on_the_page() -> None:
+    page = (ROOT / "javascript" / "lora_train_tools.js").read_text(encoding="utf-8")
+    assert all(f'["{name}", "' in page for name in FIELDS)
 
 
 def test_metadata_in_tools(tmp_path: Path) -> None:
