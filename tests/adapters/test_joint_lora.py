@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib_lora_train.adapters.dropout import DropoutRates
 from lib_lora_train.adapters.inject import Adapter, inject
-from lib_lora_train.adapters.joint_lora import JointProjections, join_layers
+from lib_lora_train.adapters.joint_lora import JointLayers, JointProjections, join_layers
 from lib_lora_train.adapters.registry import AdapterSpec
 from lib_lora_train.models.lean_modules import AttentionProcessor, use_lean_modules
 from tests.stand_ins.adapters_model import TinyModel, tiny_model, trained
@@ -38,7 +38,10 @@ def relative(value: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("names", [("to_q", "to_k", "to_v"), ("to_k", "to_v")])
 @pytest.mark.parametrize("needs_input_grad", [True, False])
-def test_joint_layers_equal_the_formula_in_float64(names: tuple[str, ...], needs_input_grad: bool) -> None:
+@pytest.mark.parametrize("strength", [1.0, 4.0])  # with alpha / rank = 0.5: a scale below 1 and one of 2
+def test_joint_layers_equal_the_formula_in_float64(
+    names: tuple[str, ...], needs_input_grad: bool, strength: float
+) -> None:
     model = lean_model()
     adapter = trained(model, AdapterSpec(rank=2, alpha=1.0))
     attention = next(a for a in attentions(model) if a.to_q.base_layer.in_features == a.to_k.base_layer.in_features)
@@ -48,13 +51,14 @@ def test_joint_layers_equal_the_formula_in_float64(names: tuple[str, ...], needs
     pulls = [torch.randn(2, 5, layers[0].base_layer.out_features, generator=generator) for _ in layers]
     joint = join_layers(layers)
     assert joint is not None and joint.is_usable
+    joint.switch.strength = strength
     outputs = joint(x)
     sum((output * pull).sum() for output, pull in zip(outputs, pulls, strict=True)).backward()  # type: ignore[union-attr]
 
     exact_x = x.detach().double().requires_grad_()
     for layer, output, pull in zip(layers, outputs, pulls, strict=True):
         down, up = (value.double().requires_grad_() for value in layer.slices.values(torch.float32))
-        exact = exact_x @ layer.base_layer.weight.double().t() + 0.5 * (exact_x @ down.t()) @ up.t()
+        exact = exact_x @ layer.base_layer.weight.double().t() + 0.5 * strength * (exact_x @ down.t()) @ up.t()
         (exact * pull).sum().backward()
         assert relative(output, exact.detach()) < ANOTHER_ORDER
         for name, leaf in (("down", down), ("up", up)):
@@ -64,6 +68,65 @@ def test_joint_layers_equal_the_formula_in_float64(names: tuple[str, ...], needs
         assert x.grad is not None and exact_x.grad is not None
         assert relative(x.grad, exact_x.grad) < ANOTHER_ORDER
     adapter.remove()
+
+
+def test_a_pass_joins_three_projections_over_one_input_and_two_over_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lean_model()
+    adapter = trained(model)
+    joined: list[int] = []
+
+    def count(joint: JointLayers, x: Tensor) -> tuple[Tensor, ...]:
+        joined.append(len(joint.layers))
+        return call(joint, x)
+
+    call = JointLayers.__call__
+    monkeypatch.setattr(JointLayers, "__call__", count)
+    with adapter.training(DropoutRates(), 1):
+        model.predict()
+    assert joined == [3, 2] * 4
+
+
+def test_another_context_of_the_same_width_is_not_taken_for_the_input() -> None:
+    model = lean_model()
+    adapter = trained(model)
+    attention = attentions(model)[0]
+    assert attention.processor.of_one_input is not None
+    x, context = (torch.randn(1, 5, attention.to_q.base_layer.in_features) for _ in range(2))
+    projected = attention.processor.project(attention, x, context)
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    for found, layer, given in zip(projected, layers, (x, context, context), strict=True):
+        assert relative(found, layer(given).detach()) < ANOTHER_ORDER
+    adapter.remove()
+
+
+def test_weights_are_kept_for_the_backward_pass_only_if_it_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient of the input none is, and fp8 weights are cast again rather than kept."""
+    attention = _attention_of(AdapterSpec(rank=2, alpha=1.0))
+    joint = join_layers([attention.to_k, attention.to_v])
+    assert joint is not None
+    width = attention.to_k.base_layer.in_features
+    shape, gradients = attention.to_k.base_layer.weight.shape, []
+    for is_fp8, needs_input_grad, expected in [(False, True, 2), (False, False, 0), (True, True, 0)]:
+        monkeypatch.setattr("lib_lora_train.adapters.joint_lora.is_fp8", lambda _, answer=is_fp8: answer)
+        x = torch.arange(3.0 * width).view(1, 3, width).requires_grad_(needs_input_grad)
+        outputs, kept = _saved_shapes(joint, x)
+        assert kept.count(shape) == expected
+        sum(output.sum() for output in outputs).backward()  # type: ignore[union-attr]
+        gradients.append(x.grad)
+    assert gradients[0] is not None and gradients[1] is None
+    assert torch.equal(gradients[0], gradients[2])  # type: ignore[arg-type]  # the same products of the same weights
+
+
+def _saved_shapes(joint: JointLayers, x: Tensor) -> tuple[tuple[Tensor, ...], list[torch.Size]]:
+    """The outputs, and the shapes of the tensors that autograd keeps."""
+    kept: list[torch.Size] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        return joint(x), kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -125,8 +188,19 @@ def test_layers_of_other_ranks_buffers_or_kinds_cannot_be_joined() -> None:
     assert join_layers([first.to_k, first.to_v])
     assert not join_layers([first.to_k, second.to_v])  # another buffer
     assert not join_layers([first.to_k, other_rank.to_v])
+    narrow, wide = (found[1] for found in _text_attentions_by_width())
+    assert not join_layers([narrow.to_k, wide.to_k])  # as many inputs, but more outputs
     assert not join_layers([first.to_k, first.to_out[0]])  # it has a bias
     assert not join_layers([first.to_k, nn.Linear(4, 4)])
+
+
+def _text_attentions_by_width() -> tuple[tuple[int, Any], tuple[int, Any]]:
+    """The narrowest and the widest attention over text of one model, with their widths."""
+    model = lean_model()
+    inject(model, AdapterSpec(rank=2, alpha=1.0), seed=1)
+    over_text = [a for a in attentions(model) if a.processor.of_one_input is None]
+    widths = sorted(((a.to_k.base_layer.out_features, a) for a in over_text), key=lambda pair: pair[0])
+    return widths[0], widths[-1]
 
 
 def test_a_layer_that_peft_switched_off_is_not_joined() -> None:

@@ -135,6 +135,16 @@ def test_a_checkpoint_that_predicts_something_else_is_pointed_out(base: Path) ->
     assert note.startswith("base predicts epsilon, tuned v_prediction: a LoRA for base cannot change that")
 
 
+def test_kernels_larger_than_a_point_have_their_own_rank_and_every_layer_is_reported(base: Path) -> None:
+    tuned = write_tuned(base, "tuned.safetensors", noise(base, LINEAR, POINT, CONV))
+    seen: list[tuple[int, int]] = []
+    rule = RankRule(5, conv_rank=3)
+    ranks = extract(base, tuned, ExtractOptions(rule), on_layer=lambda *at: seen.append(at)).ranks
+    assert {name: ranks[KEYS[name]] for name in (LINEAR, POINT, CONV)} == {LINEAR: 5, POINT: 5, CONV: 3}
+    total = seen[0][1]
+    assert total > 100 and seen == [(done, total) for done in range(total + 1)]
+
+
 def test_a_rule_gives_every_layer_its_own_rank(base: Path) -> None:
     flat, steep = noise(base, LINEAR)[LINEAR], torch.ones(load_file(base)[POINT].shape) * 0.01
     tuned = write_tuned(base, "tuned.safetensors", {LINEAR: flat, POINT: steep})
@@ -205,6 +215,7 @@ def test_an_anima_is_extracted_in_its_own_spelling(tmp_path: Path) -> None:
         (ExtractOptions(RankRule()), "Give the new rank"),
         (replace(EVERYTHING, targets="some"), "'some' are not layers. Choose one of attention"),
         (replace(EVERYTHING, clamp_quantile=0.5), "clamp_quantile must be above 0.5 and at most 1, not 0.5"),
+        (replace(EVERYTHING, clamp_quantile=1.5), "not 1.5"),
         (replace(EVERYTHING, clamp_quantile=math.nan), "not nan"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from lib_lora_train.core.errors import AdapterError, LoraTrainError, OutputError
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.lora_tools.merge import merge, merge_into_file, merged_metadata
 from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
+from lib_lora_train.lora_tools.merge_options import MergeOptions
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.web.lora_tools import LoraToolsSession
 from tests.adapters.files.test_decode import diffusers
@@ -77,6 +79,18 @@ def test_merged_loras_are_their_exact_sum() -> None:
     ranks = {key: t.shape[0] for key, t in merged.state.items() if key.endswith("lora_down.weight")}
     assert set(ranks.values()) == {2, 3, 5}  # convolutions of b alone, 1×1 of b alone, both
     assert all(float(merged.state[key.replace("lora_down.weight", "alpha")]) == rank for key, rank in ranks.items())
+
+
+def test_both_matrices_of_a_merged_lora_have_the_same_norm_and_an_empty_one_stays_empty() -> None:
+    """So that none leaves the range of fp16. fp32 products of square roots: 1e-6."""
+    model = tiny_model()
+    file, _ = file_of(model, AdapterSpec(rank=2, alpha=1.0), "a")
+    empty = replace(file, state={key: torch.zeros_like(t) if "lora_up" in key else t for key, t in file.state.items()})
+    state = merge([(file, 100.0), (empty, 1.0)], model).state
+    for key in (key for key in state if key.endswith("lora_up.weight")):
+        up, down = state[key], state[key.replace("lora_up", "lora_down")]
+        assert float(up[:, :2].norm()) == pytest.approx(float(down[:2].norm()), rel=1e-6)
+        assert not up[:, 2:].any() and torch.isfinite(down).all()
 
 
 def test_files_with_other_keys_merge_into_the_same_layers() -> None:
@@ -150,6 +164,9 @@ def test_merged_metadata_keeps_what_all_files_agree_on() -> None:
     assert "ss_base_model_version" not in merged_metadata([(file, 1.0), (other, 1.0)])
     metadata = merged_metadata([(file, 1.0), (file, 0.5)])
     assert metadata["ss_base_model_version"] == "sd_v1" and metadata["modelspec.merged_from"] == "a × 1, a × 0.5"
+    assert metadata["ss_training_comment"] == "merged: a × 1, a × 0.5"
+    dare = merged_metadata([(file, 1.0), (file, 0.5)], MergeOptions("dare", 0.4, seed=7))
+    assert dare["ss_training_comment"] == "merged by dare, density 0.4, seed 7: a × 1, a × 0.5"
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])

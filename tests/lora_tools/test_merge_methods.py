@@ -39,6 +39,9 @@ def test_ties_value_by_value() -> None:
     assert trim(a, 0.5).tolist() == [[3, 0, 0, 4]]
     assert average_of_elected([a, b]).tolist() == [[3, -3, pytest.approx(2.55), pytest.approx(2.1)]]
     assert average_of_elected([torch.zeros(1, 2), torch.zeros(1, 2)]).tolist() == [[0, 0]]
+    tied = [torch.tensor([[2.0]]), torch.tensor([[-2.0]])]
+    assert average_of_elected(tied).tolist() == [[2]], "plus wins a tie, as in PEFT"
+    assert merge_utils.calculate_majority_sign_mask(torch.stack(tied)).flatten().tolist() == [1, 0]
 
 
 def test_dare_drops_at_random_and_keeps_the_expected_value() -> None:
@@ -66,7 +69,10 @@ def test_della_drops_small_values_of_each_row_more_often() -> None:
     assert ((thinned != 0).double().mean(0) - chances).abs().max() < 5 * 0.0025
     kept = thinned.abs().max(0).values * row[0].sign()
     torch.testing.assert_close(kept, row[0].double() / chances, rtol=1e-6, atol=0)
+    pair = drop_small_values(torch.tensor([[1.0, 2.0]]).expand(40_000, 2), 0.5, torch.Generator().manual_seed(1))
+    assert pair.max(0).values.tolist() == pytest.approx([1 / 0.4, 2 / 0.6])
     for density in (0.05, 0.97, 1.0):
+        assert torch.isfinite(drop_small_values(row[:, :1], density, torch.Generator().manual_seed(1))).all()
         assert torch.isfinite(drop_small_values(row, density, torch.Generator().manual_seed(1))).all()
     assert torch.equal(drop_small_values(row, 1.0, torch.Generator().manual_seed(1)), row)
 

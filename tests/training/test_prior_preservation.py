@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -326,6 +327,7 @@ def test_the_target_is_that_of_the_model_without_lora_also_in_its_text_encoders(
         held = training.prior.base_conditions.encode(model(), ["cat"]).hidden
     changed = training.text_conditions.encode(model(), ["cat"]).hidden
     assert torch.equal(held, plain.hidden)
+    assert not training.prior.base_conditions.trained, "the same in every step, and so encoded once"
     assert not torch.allclose(changed, plain.hidden, atol=1e-2)
 
 
@@ -333,6 +335,24 @@ def test_a_run_on_the_unet_alone_shares_its_cached_text() -> None:
     training = started(model(), small_config(train_text_encoder=False, **CLASS))
     _live.append(training.adapter)
     assert training.prior.base_conditions is training.text_conditions
+
+
+@pytest.mark.parametrize(
+    ("has_masks", "weight", "is_held"), [(True, 0.3, True), (False, 0.3, False), (True, 0.0, False)]
+)
+def test_a_masked_prior_takes_a_pass_only_with_masks_and_a_weight(
+    has_masks: bool, weight: float, is_held: bool
+) -> None:
+    config = small_config(masked_prior_preservation_weight=weight, **CLASS)
+    training = started(model(), config, plan=cat_plan(config))
+    _live.append(training.adapter)
+    batch: Any = SimpleNamespace(masks=torch.ones(1, 1, 8, 8) if has_masks else None, captions=("a cat",))
+    answers: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(training.prior), "_answer", lambda _prior, _model, _batch, texts: answers.append(texts))
+        held = training.prior.masked_prior(model(), batch)
+    assert (held is not None) == is_held
+    assert answers == ([("a cat",)] if is_held else [])
 
 
 def test_it_reduces_how_far_the_kept_prompt_moves() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib_lora_train.adapters.create import parse_continued_file
+from lib_lora_train.adapters.files.decode import ParsedLora
 from lib_lora_train.adapters.files.lora_file import write_adapter
 from lib_lora_train.cli.main import plan_text
 from lib_lora_train.config.train_config import Concept, TrainConfig
@@ -111,6 +113,19 @@ def test_a_part_that_is_not_trained_is_named(continued: Any) -> None:
     width = width_of_the_tiny_model()
     (problem,) = found(continued(lora(UNET, width, width), train_unet=False))
     assert problem.level == "error" and "no layers of the parts being trained" in problem.message
+
+
+def test_an_unchanged_file_is_read_once(continued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = width_of_the_tiny_model()
+    config, read = continued(lora(UNET, width, width)), list[Path]()
+
+    def parse(path: Path) -> ParsedLora:
+        read.append(path)
+        return parse_continued_file(path)
+
+    monkeypatch.setattr("lib_lora_train.runs.checks.continued_file.parse_continued_file", parse)
+    assert found(config) == found(config) == []
+    assert len(read) == 1
 
 
 def test_a_file_that_was_changed_is_read_again(continued: Any) -> None:
