@@ -56,7 +56,7 @@ def run_regularise(options: argparse.Namespace) -> int:
         terminal.show(event)
     terminal.close()
     found = events.result
-    print(f"{found.drawn} drawn, {found.kept} were there. Add to the settings:")
+    print(f"{found.drawn} drawn, {found.kept} already there. Add to the settings:")
     for path in found.folders:
         print(f'\n[[concepts]]\nfolder = "{path.as_posix()}"\nis_regularisation = true')
     return 0

@@ -155,7 +155,7 @@ def test_the_command_prints_the_folder_to_add(tmp_path: Path, capsys: pytest.Cap
     command = ["regularise", *settings, "--min-bucket", "64", "--sample-steps", "1", "--cpu", "--to", str(tmp_path)]
     assert main([*command, "--total", "2"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("2 drawn, 0 were there.") and "is_regularisation = true" in text
+    assert text.startswith("2 drawn, 0 already there.") and "is_regularisation = true" in text
     assert main([*command, "--total", "2"]) == 0
-    assert capsys.readouterr().out.startswith("0 drawn, 2 were there.")
+    assert capsys.readouterr().out.startswith("0 drawn, 2 already there.")
     assert main([*command, "--per-image", "0"]) == 2
