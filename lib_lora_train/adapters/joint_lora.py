@@ -124,7 +124,14 @@ class JointLayers:
 
 
 class _JointLora(torch.autograd.Function):
-    """y_j = x W_jᵀ + (scale · x down_jᵀ) up_jᵀ for j in 1 … n."""
+    """y_j = x W_jᵀ + h_j up_jᵀ with h_j = scale · x down_jᵀ, (N, r), for j in 1 … n.
+
+    With g_j, (N, o), the gradient of y_j, and that of x down_jᵀ, k_j = scale · g_j up_j:
+
+        x: Σ_j g_j W_j + k_j down_j     down_j: k_jᵀ x     up_j: g_jᵀ h_j
+
+    `_anchor` is the buffer's parameter, there for autograd alone: its gradient is added to the buffer.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, _anchor: Tensor, joint: JointLayers, scale: float) -> tuple[Tensor, ...]:

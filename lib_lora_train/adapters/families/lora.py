@@ -181,7 +181,12 @@ def _load_saved(ctx: Any) -> tuple[Any, ...]:
 
 
 class _LinearLora(torch.autograd.Function):
-    """y = x Wᵀ + b + (scale · x downᵀ) upᵀ."""
+    """y = x Wᵀ + b + h upᵀ with h = scale · x downᵀ, (N, r).
+
+    With g, (N, o), the gradient of y, and g_h = scale · g up that of x downᵀ:
+
+        x: g W + g_h down     down: g_hᵀ x     up: gᵀ h
+    """
 
     @staticmethod
     def forward(
@@ -225,7 +230,10 @@ class _LinearLora(torch.autograd.Function):
 
 
 class _ConvLora(torch.autograd.Function):
-    """y = conv(x, W) + b + conv1×1(scale · conv(x, down), up)."""
+    """y = conv(x, W) + b + conv1×1(h, up) with h = scale · conv(x, down), (B, r, h, w).
+
+    The gradients are those of `_LinearLora`, with convolutions in place of the products.
+    """
 
     @staticmethod
     def forward(
@@ -272,7 +280,10 @@ class _ConvLora(torch.autograd.Function):
 
 
 class _PointwiseLora(torch.autograd.Function):
-    """y = conv1×1(x, W) + b + up (scale · down x), with x as (B, i, P) of P pixels."""
+    """y = conv1×1(x, W) + b + up h with h = scale · down x, (B, r, P), and x as (B, i, P) of P pixels.
+
+    The gradients are those of `_LinearLora`, with pixels as columns, and those of down and up summed over the images.
+    """
 
     @staticmethod
     def forward(
