@@ -291,8 +291,7 @@ def run_merge(options: argparse.Namespace) -> int:
     checkpoint = _checkpoint(options)
     names = "+".join(path.stem for path in options.files)
     if options.into:
-        if chosen.method != "sum":
-            raise LoraTrainError("A checkpoint takes the sum of the files. Merge them into one LoRA first.")
+        chosen.require_sum()
         path = _output(options, f"{model_name(checkpoint)}+{names}")
         baked = write_merged_checkpoint(checkpoint, files, path, chosen.blocks)
         print(f"Saved to {baked.path} ({baked.size_bytes / 2**20:.1f} MiB), {count(baked.layers, 'layer')} changed.")

@@ -39,7 +39,7 @@ def add_regularise(commands: Any, command: Callable[..., argparse.ArgumentParser
 def run_regularise(options: argparse.Namespace) -> int:
     """Draw what is missing, and print the folders to add as regularisation."""
     if options.per_image < 1 or options.total < 0:
-        raise LoraTrainError("--per-image and --total are numbers of images, from 1 on.")
+        raise LoraTrainError("--per-image and --total must be at least 1.")
     config = read_cli_config(options)
     from lib_lora_train.cli.terminal import Terminal
     from lib_lora_train.hosts.standalone import StandaloneHost

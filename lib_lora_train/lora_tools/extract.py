@@ -57,7 +57,7 @@ class ExtractOptions:
         """AdapterError for a value out of range."""
         self.rule.check()
         if self.targets not in TARGETS:
-            raise AdapterError(f"{self.targets!r} are not layers. Choose one of {', '.join(TARGETS)}.")
+            raise AdapterError(f"{self.targets!r} is not a choice of layers. Choose one of {', '.join(TARGETS)}.")
         if not 0.5 < self.clamp_quantile <= 1:
             raise AdapterError(
                 f"clamp_quantile must be above 0.5 and at most 1, not {self.clamp_quantile:g}; 1 cuts nothing."

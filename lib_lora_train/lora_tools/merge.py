@@ -159,7 +159,7 @@ def merge(
     if len(files) < 2:
         raise AdapterError("Give two or more LoRA files to merge. To rewrite a single file, use `convert`.")
     if options.method != "sum" and to == "lora" and not rank:
-        raise AdapterError(f"What {options.method} gives has no low rank: set one, or merge to diff.")
+        raise AdapterError(f"The result of {options.method} has no low rank. Set a rank, or merge to diff.")
     layers, unmatched = sum_layers(files, model, options.blocks)
     builder, left_out, moved, whole = ConversionBuilder(precision), list(unmatched), 0.0, 0.0
     for key, layer in layers.items():

@@ -70,7 +70,9 @@ def _write(checkpoint: Path, files: WeightedFiles, path: Path, blocks: Sequence[
     metadata = {**file.metadata, "modelspec.merged_from": merged_metadata(files)["modelspec.merged_from"]}
     if not kind_in(file.tensors).has_vae:
         if any(blocks):
-            raise ModelError(f"{checkpoint.name} has no UNet, whose blocks the block weights are for. Leave them out.")
+            raise ModelError(
+                f"Block weights are for the blocks of a UNet, which {checkpoint.name} lacks. Leave them out."
+            )
         return merge_into_transformer(checkpoint, files, path, metadata=metadata)
     # The tensors are memory-mapped: those that will be changed must be copies. The VAE is not changed.
     tensors = {key: t if key.startswith(VAE_PREFIX) else t.clone() for key, t in file.tensors.items()}

@@ -36,6 +36,11 @@ class MergeOptions:
     def check(self) -> None:
         """AdapterError for an unknown method or a density out of range."""
         if self.method not in METHODS:
-            raise AdapterError(f"{self.method!r} is not a way to merge. Choose one of {', '.join(METHODS)}.")
+            raise AdapterError(f"{self.method!r} is not a merge method. Choose one of {', '.join(METHODS)}.")
         if not 0 < self.density <= 1:
             raise AdapterError(f"density must be above 0 and at most 1, not {self.density:g}; 0.3 to 0.7 is usual.")
+
+    def require_sum(self) -> None:
+        """AdapterError for any other method, since only a sum of updates can be added to a checkpoint's weights."""
+        if self.method != "sum":
+            raise AdapterError("Only a sum can be merged into a checkpoint. Merge the files into one LoRA first.")

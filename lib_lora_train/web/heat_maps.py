@@ -98,7 +98,7 @@ class HeatMapSession(TaskSession):
         key = self._key(self._requests.read(values))
         result = self._results.get(key)
         if result is None:
-            raise DataError("The heat maps of this image are not made yet. Make them first.")
+            raise DataError("This image has no heat maps yet. Make them first.")
         self._results.move_to_end(key)
         chosen = str(values.get("layers") or HEAT_MAP_LAYERS[0])
         layers = next((one for one in HEAT_MAP_LAYERS if one == chosen), None)

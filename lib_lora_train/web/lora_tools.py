@@ -99,8 +99,7 @@ class LoraToolsSession:
         stem, to = "+".join(path.stem for path, _, _ in named), str(values.get("to", "lora"))
         options = _merge_options(values, tuple(blocks for _, _, blocks in named))
         if to == "checkpoint":
-            if options.method != "sum":
-                raise AdapterError("A checkpoint takes the sum of the files. Merge them into one LoRA first.")
+            options.require_sum()
             checkpoint = self._checkpoint(values)
             output = output_path(values, checkpoint.parent, f"{model_name(checkpoint)}+{stem}")
             baked = write_merged_checkpoint(checkpoint, files, output, options.blocks)

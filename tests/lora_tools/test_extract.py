@@ -213,7 +213,7 @@ def test_an_anima_is_extracted_in_its_own_spelling(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (ExtractOptions(RankRule()), "Give the new rank"),
-        (replace(EVERYTHING, targets="some"), "'some' are not layers. Choose one of attention"),
+        (replace(EVERYTHING, targets="some"), "'some' is not a choice of layers. Choose one of attention"),
         (replace(EVERYTHING, clamp_quantile=0.5), "clamp_quantile must be above 0.5 and at most 1, not 0.5"),
         (replace(EVERYTHING, clamp_quantile=1.5), "not 1.5"),
         (replace(EVERYTHING, clamp_quantile=math.nan), "not nan"),

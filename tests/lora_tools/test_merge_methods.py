@@ -117,10 +117,10 @@ def test_options_that_cannot_work_are_refused() -> None:
     file, _ = file_of(model, AdapterSpec(rank=2), "a")
     files = [(file, 1.0), (file, 1.0)]
     for options, message in [
-        (MergeOptions("median"), "'median' is not a way to merge. Choose one of sum, ties"),
+        (MergeOptions("median"), "'median' is not a merge method. Choose one of sum, ties"),
         (MergeOptions("ties", 0.0), "density must be above 0 and at most 1, not 0"),
         (MergeOptions("dare", 1.5), "density must be above 0 and at most 1, not 1.5"),
-        (MergeOptions("ties"), "What ties gives has no low rank: set one, or merge to diff"),
+        (MergeOptions("ties"), "The result of ties has no low rank. Set a rank, or merge to diff"),
         (MergeOptions(blocks=("1,2",)), "2 block weights instead of 17 or 26"),
         (MergeOptions(blocks=("1,x",)), "'1,x' are not block weights"),
         (MergeOptions(blocks=("", "", "")), "3 lists of block weights for 2 files"),

@@ -50,7 +50,7 @@ def test_wrong_requests_are_errors_before_anything_is_read(checkpoints: dict[str
         ({"tuned": ""}, "Enter two checkpoints"),
         ({"rank": ""}, "Give the new rank"),
         ({"clamp": "much"}, "clamp_quantile must be above 0.5"),
-        ({"targets": "some"}, "'some' are not layers"),
+        ({"targets": "some"}, "'some' is not a choice of layers"),
         ({"name": "a/b"}, "The name"),
     ]:
         with pytest.raises(LoraTrainError, match=message):

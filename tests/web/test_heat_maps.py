@@ -134,7 +134,7 @@ def test_an_image_that_has_changed_is_looked_at_again(opened: Opened, tmp_path: 
     assert opened.session.show(asked)["image"]
     Image.new("RGB", (96, 64), "blue").save(file)
     os.utime(file, ns=(1, 1))
-    with pytest.raises(DataError, match="not made yet"):
+    with pytest.raises(DataError, match="no heat maps yet"):
         opened.session.show(asked)
     opened.made(**asked)
     assert _png(opened.session.show(asked)["image"]).size == (96, 64)
@@ -142,7 +142,7 @@ def test_an_image_that_has_changed_is_looked_at_again(opened: Opened, tmp_path: 
 
 def test_maps_that_are_not_made_and_images_that_are_gone_are_errors(opened: Opened, tmp_path: Path) -> None:
     image = opened.token(next(iter(Path(opened.run.config.concepts[0].folder).glob("*.png"))))
-    with pytest.raises(DataError, match="not made yet"):
+    with pytest.raises(DataError, match="no heat maps yet"):
         opened.session.show({"token": image, "text": "never seen", "texts": ["never"]})
     with pytest.raises(DataError, match="no longer there"):
         opened.session.open({"token": "0"})

@@ -128,9 +128,9 @@ def test_files_are_merged_by_another_way_and_with_block_weights(tmp_path: Path) 
         "merged by dare, density 0.25, seed 3: a" in read_adapter(Path(answer["path"])).metadata["ss_training_comment"]
     )
     for wrong, message in [
-        ({"method": "ties", "to": "lora"}, "What ties gives has no low rank"),
-        ({"method": "ties", "to": "checkpoint"}, "A checkpoint takes the sum of the files"),
-        ({"method": "some"}, "'some' is not a way to merge"),
+        ({"method": "ties", "to": "lora"}, "The result of ties has no low rank"),
+        ({"method": "ties", "to": "checkpoint"}, "Only a sum can be merged into a checkpoint"),
+        ({"method": "some"}, "'some' is not a merge method"),
         ({"method": "dare", "density": "much"}, "density must be above 0"),
         ({"seed": "-1"}, "'-1' is not a valid seed"),
         ({"files": f"{first}: 1: 1,2\n{second}"}, "2 block weights instead of 17 or 26"),
