@@ -53,7 +53,7 @@
         if (tab) tab.click();
     };
 
-    /** What Python's `render_tooltips` knows: {parameters, tooltips, phases}, null until gradio has built the page. */
+    /** What Python's `render_tooltips` knows: {parameters, tooltips, phases, measures, merge_methods}, null until gradio has built the page. */
     lt.pageData = () => {
         const element = lt.page().querySelector("[data-lt='tooltips']");
         if (!element) return null;

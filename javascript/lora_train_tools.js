@@ -142,24 +142,18 @@
             make("div", { className: "lt-adders" }, write), written);
     }
 
-    const METHODS = [
-        ["sum", "sum", "Everything of all files, as if they were used together in a prompt."],
-        ["ties", "TIES", "For files that contradict each other: small values go, and each weight follows the stronger sign."],
-        ["dare", "DARE", "For files that crowd each other: values are dropped at random, and the rest is made larger."],
-        ["dare_ties", "DARE and TIES", "Drops at random as DARE, then each weight follows the stronger sign."],
-        ["della", "DELLA", "As DARE and TIES, but small values are dropped more often than large ones."],
-    ];
-
     /** The fields of a way to merge: `elements`, and `values()` for a request. */
     function methodFields(to) {
-        const method = make("select", {}, ...METHODS.map(([value, text]) => make("option", { value }, text)));
-        const purpose = make("p", { className: "lt-faint" }, METHODS[0][2]);
+        const methods = lt.pageData().merge_methods;
+        const purposeOf = ({ purpose }) => `${purpose[0].toUpperCase()}${purpose.slice(1)}.`;
+        const method = make("select", {}, ...Object.entries(methods).map(([value, { title }]) => make("option", { value }, title)));
+        const purpose = make("p", { className: "lt-faint" }, purposeOf(methods[method.value]));
         const [density, seed] = [box("0.5", "0.5"), box("0", "0")];
         const more = make("div", { className: "lt-card-fields", hidden: true },
             field("Density", density, "The share of each file's values that is kept; 0.3 to 0.7 is usual"),
             field("Seed", seed, "Of the values that DARE and DELLA drop"));
         method.onchange = () => {
-            purpose.textContent = METHODS.find(([value]) => value === method.value)[2];
+            purpose.textContent = purposeOf(methods[method.value]);
             more.hidden = method.value === "sum";
             if (!more.hidden && to.value === "lora") to.value = "rank";
         };
@@ -239,6 +233,6 @@
     }));
 
     lt.drawTools = (container) => {
-        if (!container.firstChild) build(container);
+        if (!container.firstChild && lt.pageData()) build(container); // which has the ways to merge
     };
 })();

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.config.merge_methods import METHODS
 from lib_lora_train.config.settings.network import TARGETS
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
-from lib_lora_train.lora_tools.merge_options import METHODS, MergeOptions
+from lib_lora_train.lora_tools.merge_options import MergeOptions
 from lib_lora_train.lora_tools.metadata_fields import FIELDS
 from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
@@ -104,7 +105,7 @@ def _add_merge(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
         "--method",
         choices=tuple(METHODS),
         default="sum",
-        help="; ".join(f"{name}: {purpose}" for name, purpose in METHODS.items()),
+        help="; ".join(f"{name}: {method.purpose}" for name, method in METHODS.items()),
     )
     merger.add_argument(
         "--density", type=float, default=0.5, help="share of each file's values that other methods keep (default: 0.5)"

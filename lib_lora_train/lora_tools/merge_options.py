@@ -1,20 +1,11 @@
-"""How LoRAs are merged: the ways there are and what each is for. Does not import PyTorch."""
+"""How LoRAs are merged. Does not import PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lib_lora_train.config.merge_methods import METHODS
 from lib_lora_train.core.errors import AdapterError
-
-METHODS: Mapping[str, str] = {
-    "sum": "everything of all files, as if they were used together in a prompt",
-    "ties": "for files that contradict each other: small values go, and each weight follows the stronger sign",
-    "dare": "for files that crowd each other: values are dropped at random, and the rest is made larger",
-    "dare_ties": "drops at random as dare, then each weight follows the stronger sign",
-    "della": "as dare_ties, but small values are dropped more often than large ones",
-}
-"""Each way and what it is for."""
 
 
 @dataclass(frozen=True)

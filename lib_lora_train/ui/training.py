@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lib_lora_train.config.merge_methods import METHODS
 from lib_lora_train.config.parameters import Group, Tier
 from lib_lora_train.core.measures import MEASURES
 from lib_lora_train.core.phases import PHASE_TITLES
@@ -106,11 +107,18 @@ def _add_tier(fields: dict[str, Any], form: Form, tier: Tier) -> None:
 
 
 def render_tooltips(tooltips: Mapping[str, str]) -> str:
-    """Data for JavaScript: all parameters, the tooltips of the buttons, and what phases and measures are called."""
+    """Data for JavaScript: all parameters, tooltips, and the names of phases, measures and ways to merge LoRAs."""
     parameters = {elem_id(field.key): _described(field) for field in form_fields()}
     measures = {name: dataclasses.asdict(info) for name, info in MEASURES.items()}
+    methods = {name: dataclasses.asdict(method) for name, method in METHODS.items()}
     known = json.dumps(
-        {"tooltips": tooltips, "parameters": parameters, "phases": dict(PHASE_TITLES), "measures": measures},
+        {
+            "tooltips": tooltips,
+            "parameters": parameters,
+            "phases": dict(PHASE_TITLES),
+            "measures": measures,
+            "merge_methods": methods,
+        },
         ensure_ascii=False,
     )
     return f"<div data-lt='tooltips' data-tooltips='{text(known)}'></div>"
