@@ -21,7 +21,7 @@ from lib_lora_train.cli import main as cli
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, LoraTrainError, OutputError
 from lib_lora_train.hosts.standalone import StandaloneHost
-from lib_lora_train.lora_tools.merge import merge, merge_into_file, merged_metadata
+from lib_lora_train.lora_tools.merge import add_to_layers, largest_rank, merge, merge_into_file, merged_metadata
 from lib_lora_train.lora_tools.merge_into_checkpoint import pair_weights, write_merged_checkpoint
 from lib_lora_train.lora_tools.merge_options import MergeOptions
 from lib_lora_train.models.architecture import Architecture
@@ -74,7 +74,8 @@ def test_merged_loras_are_their_exact_sum() -> None:
     model = tiny_model()
     (a, first), (b, second) = file_of(model, AdapterSpec(rank=2, alpha=1.0), "a"), file_of(model, LOCON, "b")
     merged = merge([(a, 0.8), (b, -0.5)], model)
-    assert merged.error < 1e-6 and merged.left_out == ()
+    assert merged.error < 1e-6 and merged.left_out == () and merged.change == 0
+    assert (largest_rank(merged.state), largest_rank({"a.diff": torch.zeros(4, 4)})) == (5, 0)
     assert off(diffs_of(model, dict(merged.state)), summed([(first, 0.8), (second, -0.5)])) < 1e-6
     ranks = {key: t.shape[0] for key, t in merged.state.items() if key.endswith("lora_down.weight")}
     assert set(ranks.values()) == {2, 3, 5}  # convolutions of b alone, 1×1 of b alone, both
@@ -91,6 +92,25 @@ def test_both_matrices_of_a_merged_lora_have_the_same_norm_and_an_empty_one_stay
         up, down = state[key], state[key.replace("lora_up", "lora_down")]
         assert float(up[:, :2].norm()) == pytest.approx(float(down[:2].norm()), rel=1e-6)
         assert not up[:, 2:].any() and torch.isfinite(down).all()
+
+
+def test_a_bias_is_added_to_the_layers_own_and_named_where_there_is_none() -> None:
+    model = tiny_sd("sd1")
+    attention = model.unet.mid_block.attentions[0]
+    layers = {
+        "lora_unet_mid_block_attentions_0_proj_in": attention.proj_in,
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": attention.transformer_blocks[0].attn1.to_q,
+    }
+    before = {key: layer.weight.clone() for key, layer in layers.items()}
+    bias, state = attention.proj_in.bias.clone(), {}
+    for key, layer in layers.items():
+        state[f"{key}.diff"] = torch.ones(layer.weight.shape)
+        state[f"{key}.diff_b"] = torch.ones(len(layer.weight))
+    _, without = layers
+    changed = add_to_layers([(AdapterFile(Path("a.safetensors"), state, {}), 0.5)], model)
+    assert changed == (2, (f"{without}.diff_b",))
+    assert torch.equal(attention.proj_in.bias, bias + 0.5)
+    assert all(torch.equal(layer.weight, before[key] + 0.5) for key, layer in layers.items())
 
 
 def test_files_with_other_keys_merge_into_the_same_layers() -> None:
