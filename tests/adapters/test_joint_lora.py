@@ -106,12 +106,21 @@ def test_weights_are_kept_for_the_backward_pass_only_if_it_needs_them(monkeypatc
     assert joint is not None
     width = attention.to_k.base_layer.in_features
     shape, gradients = attention.to_k.base_layer.weight.shape, []
+    weights, casts = joint.weights(), list[int]()
+
+    def cast() -> list[Tensor]:
+        casts.append(1)
+        return weights
+
+    monkeypatch.setattr(joint, "weights", cast)
     for is_fp8, needs_input_grad, expected in [(False, True, 2), (False, False, 0), (True, True, 0)]:
+        casts.clear()
         monkeypatch.setattr("lib_lora_train.adapters.joint_lora.is_fp8", lambda _, answer=is_fp8: answer)
         x = torch.arange(3.0 * width).view(1, 3, width).requires_grad_(needs_input_grad)
         outputs, kept = _saved_shapes(joint, x)
         assert kept.count(shape) == expected
         sum(output.sum() for output in outputs).backward()  # type: ignore[union-attr]
+        assert len(casts) == (2 if is_fp8 else 1)
         gradients.append(x.grad)
     assert gradients[0] is not None and gradients[1] is None
     assert torch.equal(gradients[0], gradients[2])  # type: ignore[arg-type]  # the same products of the same weights
