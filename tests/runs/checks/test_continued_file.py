@@ -98,8 +98,10 @@ def test_a_file_that_cannot_be_continued_is_refused_with_the_reason(
 
 
 def test_a_missing_file_is_refused(continued: Any) -> None:
-    (problem,) = found(TrainConfig(continue_from="nowhere.safetensors"))
-    assert problem.level == "error" and "does not exist" in problem.message
+    config = TrainConfig(continue_from="nowhere.safetensors")
+    for problems in (found(config), list(continued_file_problems(config))):  # by its header, and by itself
+        (problem,) = problems
+        assert problem.level == "error" and "does not exist" in problem.message
 
 
 def test_what_the_model_lacks_is_a_warning(continued: Any) -> None:
