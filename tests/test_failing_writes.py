@@ -23,7 +23,7 @@ from lib_lora_train.core.events import Noted
 from lib_lora_train.dataset_tools import repairs
 from lib_lora_train.dataset_tools.checkup import Finding
 from lib_lora_train.dataset_tools.upscale import upscale_lanczos, write_upscaled
-from lib_lora_train.formats.kohya.exporter import write_gui_settings
+from lib_lora_train.formats.kohya.exporter import write_exported
 from lib_lora_train.formats.lora_card import write_card, write_preview
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.lora_tools import merge_into_checkpoint
@@ -57,7 +57,7 @@ CASES: dict[str, Write] = {
     "adapters.files.lora_file.write_adapter": lambda place: write_adapter(
         place / "a.safetensors", {"a.alpha": ONE}, metadata={}, precision="fp16"
     ),
-    "formats.kohya.exporter.write_gui_settings": lambda place: write_gui_settings(place / "a.json", TrainConfig()),
+    "formats.kohya.exporter.write_exported": lambda place: write_exported(place / "a.json", TrainConfig(), "kohya_ss"),
     "formats.lora_card.write_card": lambda place: write_card(place / "a.safetensors", {"sd version": "SD1"}),
     "formats.lora_card.write_preview": lambda place: write_preview(
         place / "a.safetensors", lambda path: path.write_text("half an image", encoding="utf-8")

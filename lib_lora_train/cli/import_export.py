@@ -22,10 +22,16 @@ def add_import_export(commands: Any, command: Callable[..., argparse.ArgumentPar
         "--out", type=Path, metavar="CONFIG.toml", help="output file (default: FILE's name in the current folder)"
     )
 
-    exporter = command(commands, "export", run_export, "Convert a TOML file to a kohya_ss .json.")
+    exporter = command(commands, "export", run_export, "Convert a TOML file for the kohya_ss GUI or sd-scripts.")
     exporter.add_argument("file", type=Path, metavar="CONFIG.toml", help="the settings file")
     exporter.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="output file (default: CONFIG's name in the current folder)"
+        "--to", choices=("kohya_ss", "sd-scripts"), default="kohya_ss", help="the program (default: kohya_ss)"
+    )
+    exporter.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="output file (default: CONFIG.json or CONFIG-kohya.toml here)",
     )
 
 
@@ -48,18 +54,21 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Write the settings for the kohya_ss GUI, and print what it does not support."""
+    """Write the settings for the kohya_ss GUI or sd-scripts, and print what they do not support."""
     from lib_lora_train.config.validation.validate import require_usable
-    from lib_lora_train.formats.kohya.exporter import write_gui_settings
-    from lib_lora_train.formats.kohya.report import describe_lost
+    from lib_lora_train.formats.kohya.exporter import ENDINGS, write_exported
+    from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
     from lib_lora_train.formats.toml import read_toml_config
 
     config, problems = read_config(read_toml_config(options.file))
     require_usable(problems)
-    path = require_new_file(options.out or Path(f"{options.file.stem}.json"))
-    exported = write_gui_settings(path, config)
-    print(f"Saved to {path}")
-    _print_list("Not supported by the kohya_ss GUI", describe_lost(exported.lost))
+    name = options.file.stem if options.to == "kohya_ss" else f"{options.file.stem}-kohya"
+    path = require_new_file(options.out or Path(f"{name}{ENDINGS[options.to]}"))
+    exported = write_exported(path, config, options.to)
+    print(f"Saved to {', '.join(map(str, exported.paths))}")
+    _print_list("To do", exported.to_do)
+    _print_list(f"Not kept by {options.to}", describe_lost(exported.lost))
+    _print_list("Not kept, without a difference to training", describe_unneeded(exported.lost))
     return 0
 
 

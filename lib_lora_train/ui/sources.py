@@ -17,6 +17,7 @@ from lib_lora_train.ui.widgets import build_button, build_choice, build_html, bu
 from lib_lora_train.web.markup import location_label, problem_list, text
 
 if TYPE_CHECKING:
+    from lib_lora_train.formats.kohya.exporter import Exported
     from lib_lora_train.formats.kohya.importer import Imported
 
 _UNDO = (
@@ -37,6 +38,8 @@ class Sources:
     delete: Any
     file: Any
     import_: Any
+    export_file: Any
+    export: Any
     message: Any
 
 
@@ -64,13 +67,22 @@ def build_sources(presets: Sequence[str]) -> Sources:
         import_ = build_button(
             "Import", "import", tooltip="Fill in the form from a file. You will see what became of every key."
         )
+        export_file = build_input(
+            "Export settings to",
+            "export_file",
+            info="A new .json for the kohya_ss GUI, or .toml for sd-scripts",
+            placeholder="/path/to/fox.json",
+        )
+        export = build_button(
+            "Export", "export", tooltip="Write the settings for kohya's tools. You will see what they cannot hold."
+        )
         reset = build_button(
             "Reset to defaults",
             "reset_settings",
             tooltip="Set everything to its default. Concepts, output name, checkpoint and sample prompts stay.",
         )
     message = build_html("", "source_message")
-    return Sources(preset, apply, reset, name, save, delete, file, import_, message)
+    return Sources(preset, apply, reset, name, save, delete, file, import_, export_file, export, message)
 
 
 def render_preset(preset: Preset) -> str:
@@ -102,6 +114,15 @@ def render_imported(name: str, imported: Imported) -> str:
     problems = problem_list(imported.problems)
     left_out = _folded(f"{count(len(lost), 'key')} not imported", lost, is_open=True)
     return f"{verdict}{problems}{left_out}{_folded('Keys that have no effect here', quiet, is_open=False)}"
+
+
+def render_exported(exported: Exported) -> str:
+    """The files, what is to do before training with them, and what they do not hold."""
+    verdict = render_success(f"Saved to {', '.join(map(str, exported.paths))}.")
+    to_do = _folded("To do before training there", exported.to_do, is_open=True)
+    lost, quiet = describe_lost(exported.lost), describe_unneeded(exported.lost)
+    left_out = _folded(f"{count(len(lost), 'setting')} not kept", lost, is_open=True)
+    return f"{verdict}{to_do}{left_out}{_folded('Not kept, without a difference to training', quiet, is_open=False)}"
 
 
 def render_error(error: LoraTrainError) -> str:

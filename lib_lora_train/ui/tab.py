@@ -16,7 +16,14 @@ from lib_lora_train.ui.captions import build_captions_panel
 from lib_lora_train.ui.dataset import DatasetPanel, build_dataset_panel, render_dataset
 from lib_lora_train.ui.monitor import build_monitor_panel
 from lib_lora_train.ui.results import build_results_panel
-from lib_lora_train.ui.sources import render_error, render_imported, render_preset, render_replaced, render_success
+from lib_lora_train.ui.sources import (
+    render_error,
+    render_exported,
+    render_imported,
+    render_preset,
+    render_replaced,
+    render_success,
+)
 from lib_lora_train.ui.tools import build_tools_panel
 from lib_lora_train.ui.training import TrainPanel, build_train_panel, render_check, render_tooltips
 from lib_lora_train.ui.widgets import (
@@ -179,6 +186,7 @@ class _Wiring:
             sources.delete, self.delete_preset, inputs=[sources.preset, *inputs], outputs=[*outputs, sources.preset]
         )
         on_click(sources.import_, self.import_settings, inputs=[sources.file, *inputs], outputs=outputs)
+        on_click(sources.export, self.export_settings, inputs=[sources.export_file, *inputs], outputs=[sources.message])
         for button, command in self._commands():
             on_click(button, _with_error_line(command), inputs=[], outputs=[self.strip.message])
 
@@ -263,6 +271,12 @@ class _Wiring:
         except LoraTrainError as error:
             return self._filled(form, render_error(error))
         return self._filled(form, render_imported(file.replace("\\", "/").rpartition("/")[2], imported))
+
+    def export_settings(self, file: str, *values: Any) -> list[Any]:
+        try:
+            return [render_exported(self.session.export_settings(self._form(values), file))]
+        except LoraTrainError as error:
+            return [render_error(error)]
 
     @_serialised
     def apply_staged_change(self, *values: Any) -> list[Any]:

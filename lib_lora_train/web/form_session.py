@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.config.presets import Preset
-from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.train_config import TrainConfig, read_config
+from lib_lora_train.config.validation.validate import require_usable
 from lib_lora_train.core.errors import ConfigError, LoraTrainError, Problem
 from lib_lora_train.formats.kohya.importer import Imported
 from lib_lora_train.formats.kohya.read_files import read_settings
+from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
 from lib_lora_train.web.form import Form, fill_form, load_draft, read_form, save_draft, with_config, with_values
 from lib_lora_train.web.form_changes import FormChanges
 from lib_lora_train.web.form_check import ChangedSettings
 from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.user_presets import PresetStore, with_defaults
+
+if TYPE_CHECKING:
+    from lib_lora_train.formats.kohya.exporter import Exported
 
 _SHOWN = 8
 
@@ -29,9 +34,9 @@ class FormSession:
         self.changes = FormChanges()
         self._demo = demo
 
-    def form_actions(self) -> dict[str, Callable[[Mapping[str, Any]], None]]:
+    def form_actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]]:
         """The actions that the page can request, by name."""
-        return {"form-undo": lambda _: self.changes.stage_undo()}
+        return {"form-undo": lambda _: self.changes.stage_undo(), "form-export": self._export_values}
 
     def _stage_settings(self, config: TrainConfig, run: str) -> None:
         def change(form: Form) -> tuple[dict[str, Any], str]:
@@ -80,6 +85,28 @@ class FormSession:
         self.changes.applied = ()
         return with_config(form, imported.config), imported
 
+    def export_settings(self, form: Form, file: str) -> Exported:
+        """Write the settings of the form for the kohya_ss GUI (.json) or sd-scripts (.toml).
+
+        ConfigError for settings that cannot be read, or another ending; OutputError if the file is there already.
+        """
+        config, problems = read_form(form)
+        require_usable(problem for problem in problems if problem.where != "concepts")  # folders may be given there
+        return _export(config, {"file": file})
+
+    def _export_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for `settings`, those of the page if there are none: the files, and what they do not hold."""
+        given = values.get("settings")
+        config, problems = read_config(given) if isinstance(given, Mapping) else (self._draft_config(), ())
+        require_usable(problems)
+        exported = _export(config, values)
+        return {
+            "files": [str(one) for one in exported.paths],
+            "to_do": list(exported.to_do),
+            "not_kept": list(describe_lost(exported.lost)),
+            "no_effect": list(describe_unneeded(exported.lost)),
+        }
+
     def save_draft(self, form: Form) -> None:
         """Save the form for the next page load; OutputError when the folder cannot be written."""
         save_draft(self.home, form, self.changes.applied)
@@ -120,3 +147,13 @@ class FormSession:
             return ChangedSettings(applied, self.presets.changed_values(form, applied))
         except LoraTrainError:  # the file of an applied preset was deleted by hand
             return ChangedSettings((), self.presets.changed_values(form, ()))
+
+
+def _export(config: TrainConfig, values: Mapping[str, Any]) -> Exported:
+    """The settings, written to the `file` in the values."""
+    from lib_lora_train.formats.kohya.exporter import target_of, write_exported
+
+    path = optional_path(values, "file")
+    if path is None:
+        raise ConfigError([Problem("error", "", "Enter the path of the new .json or .toml file.")])
+    return write_exported(path, config, target_of(path))

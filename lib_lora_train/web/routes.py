@@ -27,6 +27,7 @@
     POST /lora-train/v1/merge      {"files": "path: weight", one per line, "to": "lora", "name": name} → the new file
     POST /lora-train/v1/heatmap    {"path": image, "text": caption, "file": LoRA, "strength": 1, "as_it_is": false}, all
                                    but the path optional: make the heat maps of an image
+    POST /lora-train/v1/export     {"file": path.json or path.toml, "settings": …} → files for kohya_ss or sd-scripts
     POST /lora-train/v1/extract    {"checkpoint": path, "tuned": path, "rank": 16} → a LoRA from two checkpoints
     POST /lora-train/v1/extract/status · cancel    {}
     POST /lora-train/v1/heatmap/status · cancel    {}
@@ -69,6 +70,7 @@ _ACTIONS = {
     **{f"{task}/status": f"{task}-status" for task in _TASKS},
     **{f"{task}/cancel": f"{task}-stop" for task in _TASKS},
     "heatmap/maps": "heatmap-show",
+    "export": "form-export",
     "sweep": "sweep-request",
     "sweep/continue": "sweep-continue",
 }

@@ -61,6 +61,8 @@ def test_import_prints_what_must_be_fixed(capsys: pytest.CaptureFixture[str], fo
         (["import", str(FILES / "gui.json"), "--out", "mine.toml"], "mine.toml"),
         (["export", "fox.toml"], "fox.json"),
         (["export", "fox.toml", "--out", "mine.json"], "mine.json"),
+        (["export", "fox.toml", "--to", "sd-scripts"], "fox-kohya.toml"),
+        (["export", "fox.toml", "--to", "sd-scripts"], "fox-kohya-dataset.toml"),
     ],
 )
 def test_import_and_export_do_not_overwrite_files(
@@ -93,12 +95,23 @@ def test_exported_settings_can_be_imported(capsys: pytest.CaptureFixture[str], f
     assert "Not supported" not in capsys.readouterr().out
 
 
+def test_settings_are_exported_for_sd_scripts_too(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "a.toml").write_text('rank = 8\nsample_prompts = ["a fox"]\n[[concepts]]\nfolder = "a"', encoding="utf-8")
+    assert cli.main(["export", "a.toml", "--to", "sd-scripts"]) == 0
+    assert "Saved to a-kohya.toml, a-kohya-dataset.toml, a-kohya-prompts.txt" in capsys.readouterr().out
+    read_back = read_settings(folder / "a-kohya.toml").config
+    assert (read_back.rank, read_back.sample_prompts) == (8, ("a fox",))
+    assert [concept.folder for concept in read_back.concepts] == [str(folder / "a")]
+
+
 def test_export_prints_what_the_gui_does_not_support(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     (folder / "a.toml").write_text('make_grid = false\n[[concepts]]\nfolder = "a"\ntrigger = "zkw"', encoding="utf-8")
     assert cli.main(["export", "a.toml"]) == 0
     shown = capsys.readouterr().out
-    assert "make_grid = False is not supported by the GUI." in shown
-    assert "concepts[1].trigger = zkw" in shown
+    assert "training does not depend on it: make_grid." in shown
+    assert "concepts[1].trigger = zkw is written for images without a caption only" in shown
+    assert shown.index("concepts[1].trigger") < shown.index("missing_captions") < shown.index("make_grid")
+    assert "Fill in pretrained_model_name_or_path" in shown
 
 
 def read_cli_config(*words: str) -> TrainConfig:

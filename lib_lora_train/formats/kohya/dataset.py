@@ -27,7 +27,7 @@ from lib_lora_train.formats.kohya.keys import ALIASES, DEFAULTS, FACTS, FOLDER_S
 
 _CONCEPT = {parameter.kohya: parameter for parameter in parameters_of(Concept) if parameter.kohya}
 _OF_CONCEPT = {parameter.name: parameter for parameter in parameters_of(Concept)}
-_OWN_CAPTIONS = {
+OWN_CAPTIONS = {
     "shuffle_caption": _OF_CONCEPT["own_shuffle"],
     "keep_tokens": _OF_CONCEPT["own_keep_tokens"],
     "caption_prefix": _OF_CONCEPT["own_prefix"],
@@ -54,7 +54,7 @@ def read_folders(values: Mapping[str, Any]) -> Folders:
         for subset in _subsets(values)
     ]
     ignored: list[IgnoredKey] = []
-    own = {key for key in _OWN_CAPTIONS if len({str(subset.get(key)) for subset in subsets}) > 1}
+    own = {key for key in OWN_CAPTIONS if len({str(subset.get(key)) for subset in subsets}) > 1}
     concepts = _with_own_sides([_concept(subset, own, ignored) for subset in subsets], subsets)
     settings = {
         key: value
@@ -121,7 +121,7 @@ def _concept(subset: Mapping[str, Any], own: Collection[str], ignored: list[Igno
     for key, switched in FOLDER_SWITCHES.items():
         if parse_flag(subset.get(key)):
             values.update(switched)
-    for key, parameter in {**_CONCEPT, **{key: _OWN_CAPTIONS[key] for key in own}}.items():
+    for key, parameter in {**_CONCEPT, **{key: OWN_CAPTIONS[key] for key in own}}.items():
         if key in subset and key not in FOLDER_SWITCHES:
             raw = subset[key]
             try:

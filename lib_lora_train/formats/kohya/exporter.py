@@ -1,142 +1,133 @@
-"""Our settings as a .json file for the kohya_ss GUI, with a list of what it cannot express."""
+"""Our settings as files for the kohya_ss GUI and for sd-scripts, with a list of what these cannot express.
+
+The GUI's .json has the two folders of images itself if they are laid out as it needs them. In all other cases there
+is a dataset file beside it, which sd-scripts needs anyway.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from lib_lora_train.config.optimizer_catalog import CUSTOM
-from lib_lora_train.config.parameters import parameters_of
-from lib_lora_train.config.train_config import Concept, TrainConfig
+import tomlkit
+
+from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core import atomic_write
-from lib_lora_train.formats.kohya import keys as kohya_keys
-from lib_lora_train.formats.kohya.import_state import IgnoredKey, kohya_parameters
-from lib_lora_train.formats.kohya.importer import clear_redundant_values, from_gui
-from lib_lora_train.formats.kohya.network_export import gui_network
+from lib_lora_train.core.errors import OutputError, SettingsFileError
+from lib_lora_train.formats.kohya.dataset import read_folders
+from lib_lora_train.formats.kohya.dataset_export import (
+    Subset,
+    absolute_path,
+    dataset_table,
+    read_subsets,
+    with_own_values,
+)
+from lib_lora_train.formats.kohya.export_account import lost_settings
+from lib_lora_train.formats.kohya.gui_export import fits_gui_folders, gui_values
+from lib_lora_train.formats.kohya.import_state import IgnoredKey
+from lib_lora_train.formats.kohya.importer import NO_FOLDERS, from_gui, from_script
+from lib_lora_train.formats.kohya.script_export import script_arguments
 
-_GUI_NAMES = {"resolution": "max_resolution", "optimizer_type": "optimizer", "constraint": "constrain"}
-_MIXED_PRECISIONS = {"fp32": "no", "auto": "fp16"}
-_REASONS = {
-    "epochs": "is left out: the GUI uses either steps or epochs, and the steps are written",
-    "seed": "means a random seed in the GUI",
-    "precision": "is not available in the GUI; fp16 is written",
-    "optimizer_args": "is written out in full",
-    "caption_lines": "is left out: kohya's tools read the first line, or with wildcards a random one",
-    "missing_captions": "is left out: kohya's tools use the folder's name after its number",
-    "affixes_as_tags": "is left out: in kohya's tools prefix and suffix are part of the caption",
-    "stop_text_encoder": "is ignored by kohya's tools for a LoRA",
-    "trigger": "is left out: put it into every caption, or into the folder's name",
-    "class_word": "is left out: put it into the folder's name (10_cat)",
-    "repeats": "is left out: put the images into a subfolder named N_words (10_cat)",
-}
+Target = Literal["kohya_ss", "sd-scripts"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+"""The programs to export for."""
+
+ENDINGS: Mapping[Target, str] = {"kohya_ss": ".json", "sd-scripts": ".toml"}
+
+
+def target_of(path: Path) -> Target:
+    """The program whose files end like this one; SettingsFileError for another ending."""
+    for target, ending in ENDINGS.items():
+        if path.suffix.lower() == ending:
+            return target
+    raise SettingsFileError(path, "must end in .json (for the kohya_ss GUI) or .toml (for sd-scripts).")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The GUI's values, and our settings that they cannot hold, each with the reason."""
+    """The values of the files, our settings that they cannot hold (each with the reason), and what is still to do.
+
+    `values` are the GUI's, or sd-scripts' arguments. `dataset` is empty if there is no dataset file. `prompts` are the
+    lines of sd-scripts' file with sample prompts. `paths` are the files, once they are written.
+    """
 
     values: dict[str, Any]
     lost: tuple[IgnoredKey, ...]
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    to_do: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
 
 
 def to_gui(config: TrainConfig) -> Exported:
     """The settings for the GUI. Imported again they give the same config, except for what `lost` names."""
-    plain = {
-        _GUI_NAMES.get(name, name): _plain(getattr(config, parameter.name))
-        for name, parameter in kohya_parameters().items()
-    }
-    values = {**kohya_keys.DEFAULTS, **plain, **_special(config), **_folders(config)}
-    return Exported(values, _lost(config, from_gui(values).config))
+    if fits_gui_folders(config):
+        values = gui_values(config)
+        folders = (replace(one, folder=absolute_path(one.folder)) for one in config.concepts)
+        subsets = tuple(Subset(place, with_own_values(config, one)) for place, one in enumerate(folders))
+        lost = lost_settings(config, from_gui(values).config, subsets, "the GUI")
+        return Exported(values, lost, to_do=_to_do(config))
+    subsets = read_subsets(config)
+    values, dataset = gui_values(config, has_dataset=True), dataset_table(config, subsets)
+    read_back = from_gui(values, read_folders(dataset)).config
+    lost = lost_settings(config, read_back, subsets, "the GUI")
+    return Exported(values, lost, dataset, to_do=_to_do(config))
 
 
-def write_gui_settings(path: Path, config: TrainConfig) -> Exported:
-    """Write the GUI's .json file, completely or not at all. OutputError if it cannot be written."""
-    exported = to_gui(config)
-    atomic_write.write_text(path, json.dumps(exported.values, indent=2, ensure_ascii=False))
-    return exported
+def to_script(config: TrainConfig) -> Exported:
+    """The settings for sd-scripts. Imported again they give the same config, except for what `lost` names."""
+    subsets = read_subsets(config)
+    values = script_arguments(config, subsets)
+    dataset = dataset_table(config, subsets) if subsets else {}
+    prompts = config.sample_prompts
+    with_prompts = {**values, "sample_prompts": prompts} if prompts else values
+    read_back = from_script(with_prompts, read_folders(dataset) if dataset else NO_FOLDERS).config
+    lost = lost_settings(config, read_back, subsets, "sd-scripts")
+    return Exported(values, lost, dataset, prompts, _to_do(config))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return "\n".join(value)
-    return "" if value is None else value
+def write_exported(path: Path, config: TrainConfig, target: Target) -> Exported:
+    """Write the file for the program, and beside it the dataset file and the file with sample prompts that it needs.
+
+    OutputError if one of them is there already or cannot be written.
+    """
+    exported = to_gui(config) if target == "kohya_ss" else to_script(config)
+    dataset = path.with_name(f"{path.stem}-dataset.toml") if exported.dataset else None
+    prompts = path.with_name(f"{path.stem}-prompts.txt") if exported.prompts else None
+    paths = tuple(one for one in (path, dataset, prompts) if one)
+    for one in paths:
+        if one.exists():
+            raise OutputError(f"{one} already exists. Choose another name.")
+    values = dict(exported.values)
+    if dataset:
+        values["dataset_config"] = str(dataset.absolute())
+        atomic_write.write_text(dataset, _toml(exported.dataset))
+    if prompts:
+        values["sample_prompts"] = str(prompts.absolute())
+        atomic_write.write_text(prompts, "\n".join(exported.prompts) + "\n")
+    is_json = target == "kohya_ss"
+    text = json.dumps(values, indent=2, ensure_ascii=False) if is_json else _COMMENT.format(path.name) + _toml(values)
+    atomic_write.write_text(path, text)
+    return replace(exported, paths=paths)
 
 
-def _special(config: TrainConfig) -> dict[str, Any]:
-    """The keys whose meaning differs in the GUI."""
-    is_share = config.warmup < 1
-    has_constant_warmup = config.lr_schedule == "constant" and config.warmup
-    return {
-        "max_resolution": "{},{}".format(*config.resolution_size),
-        "epoch": 1 if config.max_steps else config.epochs,
-        "max_train_epochs": 0,
-        "unet_lr": config.effective_unet_lr if config.train_unet else 0,
-        "text_encoder_lr": config.effective_text_encoder_lr if config.train_text_encoder else 0,
-        "optimizer": config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer,
-        "optimizer_args": _optimizer_args(config),
-        "lr_scheduler": "constant_with_warmup" if has_constant_warmup else config.lr_schedule,
-        "lr_warmup": round(config.warmup * 100, 10) if is_share else 0,
-        "lr_warmup_steps": 0 if is_share else config.warmup,
-        "mixed_precision": _MIXED_PRECISIONS.get(config.precision, config.precision),
-        "save_precision": "float" if config.save_precision == "fp32" else config.save_precision,
-        **{name: getattr(config, ours) == value for name, (ours, value) in kohya_keys.MODEL_SWITCHES.items()},
-        **{name: config.lora_precision == kind for name, kind in kohya_keys.FULL_PRECISIONS.items()},
-        "noise_offset_type": _noise_kind(config),
-        "sample_sampler": config.sample_sampler.lower().replace(" ", "_"),
-        **gui_network(config),
-    }
+_COMMENT = """# For sd-scripts: accelerate launch train_network.py --config_file {}
+# (sdxl_train_network.py for SDXL; SD2 also needs --v2)
+"""
 
 
-def _optimizer_args(config: TrainConfig) -> str:
-    """The optimiser's arguments; Adafactor's with our defaults, which differ from the GUI's."""
-    args = config.optimizer_args
-    if config.optimizer == "Adafactor" and config.lr_schedule != "adafactor":
-        missing = [name for name in ("scale_parameter", "relative_step") if name not in args]
-        args = " ".join([*args.split(), *(f"{name}=False" for name in missing)])
-    return args
+def _toml(values: Mapping[str, Any]) -> str:
+    """The values as TOML, lists of texts one in each line."""
+    text: str = tomlkit.dumps(values)
+    return text
 
 
-def _noise_kind(config: TrainConfig) -> str:
-    """The GUI uses one kind of noise: multires if that is set, else the offset."""
-    multires = kohya_parameters().get("multires_noise_iterations")
-    return "Multires" if multires is not None and getattr(config, multires.name) else "Original"
-
-
-def _folders(config: TrainConfig) -> dict[str, Any]:
-    """The GUI's folders: one of each kind."""
-    own = next((concept for concept in config.concepts if not concept.is_regularisation), Concept())
-    regularisation = next((concept for concept in config.concepts if concept.is_regularisation), Concept())
-    switches = {
-        name: all(getattr(own, field) for field in values) for name, values in kohya_keys.FOLDER_SWITCHES.items()
-    }
-    return {"train_data_dir": own.folder, "reg_data_dir": regularisation.folder, **switches}
-
-
-def _lost(config: TrainConfig, read_back: TrainConfig) -> tuple[IgnoredKey, ...]:
-    """Every setting that differs after importing the GUI's values again."""
-    original = clear_redundant_values(config)
-    lost = [
-        IgnoredKey(p.name, getattr(original, p.name), _REASONS.get(p.name, "is not supported by the GUI"))
-        for p in parameters_of(TrainConfig)
-        if getattr(original, p.name) != getattr(read_back, p.name)
-    ]
-    return (*lost, *_lost_of_folders(config.concepts, read_back.concepts))
-
-
-def _lost_of_folders(concepts: tuple[Concept, ...], read_back: tuple[Concept, ...]) -> list[IgnoredKey]:
-    lost = []
-    kept = {concept.folder: concept for concept in read_back}
-    for number, concept in enumerate(concepts, start=1):
-        where = f"concepts[{number}]"
-        if concept.folder not in kept:
-            lost.append(
-                IgnoredKey(f"{where}.folder", concept.folder, "is left out: the GUI has one folder of each kind")
-            )
-            continue
-        for parameter in parameters_of(Concept):
-            value = getattr(concept, parameter.name)
-            if value != getattr(kept[concept.folder], parameter.name):
-                lost.append(IgnoredKey(f"{where}.{parameter.name}", value, _REASONS.get(parameter.name, "is left out")))
-    return lost
+def _to_do(config: TrainConfig) -> tuple[str, ...]:
+    """What the user has to fill in before the other program can start."""
+    checkpoint = "" if config.checkpoint else "Fill in pretrained_model_name_or_path: your settings have no checkpoint."
+    folder = "" if config.output_dir else "Fill in output_dir: your settings have no folder for the LoRA files."
+    detected = "Turn on v_parameterization, and zero_terminal_snr if it has that, for a checkpoint that predicts v."
+    return tuple(filter(None, (checkpoint, folder, detected if config.prediction_type == "auto" else "")))

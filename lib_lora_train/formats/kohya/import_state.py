@@ -26,7 +26,10 @@ FACT = "describes that run and is not a setting"
 NOT_NEEDED = "is not needed"
 NOT_YET = "is not supported yet"
 REPLACED = "is replaced by what its warning says"
-_HARMLESS = (AT_DEFAULT, EMPTY, ZERO, FACT, NOT_NEEDED)
+ONLY_HERE = "is not for training, and only this program has it"
+NO_EFFECT = "has no effect with these settings"
+SOMETIMES = "matters only for"
+_HARMLESS = (AT_DEFAULT, EMPTY, ZERO, FACT, NOT_NEEDED, ONLY_HERE, NO_EFFECT)
 
 
 @dataclass(frozen=True)

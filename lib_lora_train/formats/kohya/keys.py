@@ -360,3 +360,13 @@ IA3_PRESETS: Mapping[str, tuple[str, bool]] = {
 
 SAMPLERS: Mapping[str, str] = {"k_euler": "Euler", "k_euler_a": "Euler a"}
 PRECISIONS: Mapping[str, str] = {"no": "fp32", "float": "fp32"}
+MIXED_PRECISIONS: Mapping[str, str] = {"fp32": "no", "auto": "fp16"}
+"""Our `precision` → kohya's `mixed_precision`, where they differ."""
+
+NOT_IN_GUI = (
+    *("alpha_mask", "caption_prefix", "caption_separator", "caption_suffix", "caption_tag_dropout_rate"),
+    *("enable_wildcard", "full_matrix", "keep_tokens_separator", "lr_decay_steps", "lr_scheduler_min_lr_ratio"),
+    *("lr_scheduler_timescale", "rs_lora", "secondary_separator", "token_warmup_min", "token_warmup_step"),
+    *("validation_split", "zero_terminal_snr"),
+)
+"""Settings of sd-scripts that we have too and for which the kohya_ss GUI has no field."""

@@ -98,7 +98,8 @@ def _kind(state: ImportState) -> NetworkKind:
         for name in ("conv_dim", "conv_alpha"):
             state.set_default(name, 1)
     algo = str(state.pop("algo") or "lora").lower()
-    preset = str(state.pop("LyCORIS_preset") or state.pop("preset") or "full").lower()
+    of_gui, own = state.pop("LyCORIS_preset"), state.pop("preset")
+    preset = str(of_gui or own or "full").lower()
     if gui_type:
         kind = gui_kind(gui_type, preset)
     elif module.startswith("lycoris"):

@@ -1,4 +1,4 @@
-"""The network of our settings for the kohya_ss GUI, and for the metadata that kohya's tools write into LoRA files."""
+"""The network of our settings for the kohya_ss GUI, for sd-scripts, and for the metadata of LoRA files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from lib_lora_train.config.block_lists import parse_ranks
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.formats.kohya.import_state import kohya_parameters
-from lib_lora_train.formats.kohya.network_kinds import NAMES, USED_BY
+from lib_lora_train.formats.kohya.network_kinds import NAMES, USED_BY, NetworkKind, lycoris_kind, own_kind
 
-_IN_ARGUMENTS = (
-    *("rank_dropout", "module_dropout", "block_dims", "block_alphas"),
-    *("down_lr_weight", "mid_lr_weight", "up_lr_weight"),
-)
+_BLOCKS = ("block_dims", "block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight")
+_IN_ARGUMENTS = ("rank_dropout", "module_dropout", *_BLOCKS)
+_LORAPLUS = ("loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+NETWORK_ARGUMENTS = (*_IN_ARGUMENTS, *_LORAPLUS, *USED_BY)
+"""The kohya names of our parameters that are no arguments of sd-scripts, but of its networks."""
+
 FULL_MATRIX_RANK = 100_000
 """The rank by which LyCORIS' users ask LoKr for full matrices: the GUI has no switch for them."""
 
@@ -22,7 +24,7 @@ def gui_network(config: TrainConfig) -> dict[str, Any]:
     """The GUI's keys of the network, except those that have a parameter's kohya name."""
     sizes: dict[str, Any] = {
         "network_alpha": config.effective_alpha,
-        "conv_dim": config.rank if config.conv_rank is None else config.conv_rank,
+        "conv_dim": _conv_rank(config),
         "conv_alpha": conv_alpha_of(config),
         "constrain": config.constraint,
         "use_cp": config.tucker and config.family == "lokr",
@@ -30,9 +32,27 @@ def gui_network(config: TrainConfig) -> dict[str, Any]:
     }
     if config.family == "lokr" and config.full_matrix:
         sizes |= {"network_dim": FULL_MATRIX_RANK, "conv_dim": FULL_MATRIX_RANK, "conv_alpha": 1, "network_alpha": 1}
-    if _is_plain(config) and config.targets in ("standard", "all"):
+    if _is_plain(config):
         return {**sizes, "LoRA_type": _plain_type(config), "LyCORIS_preset": "full"}
     return {**sizes, "LoRA_type": NAMES[config.family][0], "LyCORIS_preset": _preset(config)}
+
+
+def script_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
+    """(network_module, network_args) of sd-scripts: what its network, or LyCORIS', reads of our settings, as text."""
+    module, arguments = metadata_network(config)
+    kind = _kind(config)
+    declared = kohya_parameters()
+    ratios = {name: getattr(config, declared[name].name) for name in _LORAPLUS}
+    arguments |= _texts({name: ratio for name, ratio in ratios.items() if ratio})
+    if kind.is_lycoris and config.family == "dylora":
+        arguments["block_size"] = str(config.dylora_unit)
+        arguments.pop("unit", None)
+    if kind.is_lycoris and config.dora and "dora_wd" in kind.reads:
+        arguments["wd_on_output"] = "False"  # over inputs, as webuis read it
+    if "conv_dim" in arguments:
+        arguments["conv_dim"] = str(_conv_rank(config))
+    unread = {*_IN_ARGUMENTS, *USED_BY} - kind.reads
+    return module, {name: value for name, value in arguments.items() if name not in unread}
 
 
 def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
@@ -42,7 +62,7 @@ def metadata_network(config: TrainConfig) -> tuple[str, dict[str, str]]:
     arguments |= {name: value for name in _IN_ARGUMENTS if (value := getattr(config, kohya_parameters()[name].name))}
     if config.block_ranks:
         arguments["block_alphas"] = effective_block_alphas(config)
-    if _is_plain(config) and config.targets in ("standard", "all"):
+    if _is_plain(config):
         if config.family == "dylora":
             return "networks.dylora", _texts({**arguments, "unit": config.dylora_unit})
         return "networks.lora", _texts(arguments)
@@ -58,6 +78,12 @@ def conv_alpha_of(config: TrainConfig) -> float:
     return config.effective_alpha if config.effective_conv_alpha is None else config.effective_conv_alpha
 
 
+def _conv_rank(config: TrainConfig) -> int:
+    """The rank of 3×3 convolutions; kohya's own DyLoRA refuses another one than for other layers."""
+    is_own_dylora = config.family == "dylora" and _is_plain(config)
+    return config.rank if config.conv_rank is None or is_own_dylora else config.conv_rank
+
+
 def effective_block_alphas(config: TrainConfig) -> str:
     """`block_alphas`, or those that keep the scale if only the ranks are set, as kohya's tools need; "" for none."""
     if config.block_alphas or not config.block_ranks:
@@ -69,10 +95,18 @@ def effective_block_alphas(config: TrainConfig) -> str:
     return ",".join(f"{rank * config.effective_alpha / config.rank:g}" for rank in ranks)
 
 
+def _kind(config: TrainConfig) -> NetworkKind:
+    """The network of kohya's tools or LyCORIS that trains it."""
+    own = own_kind("networks.dylora" if config.family == "dylora" else "networks.lora", "")
+    if own and _is_plain(config):
+        return own
+    return lycoris_kind(NAMES[config.family][1], _preset(config), "")
+
+
 def _is_plain(config: TrainConfig) -> bool:
     """Whether kohya's own networks, without LyCORIS, can train it."""
     extras = (config.dora, config.tucker, config.train_norm, config.rank_stabilized, config.scalar)
-    return config.family in ("lora", "dylora") and not any(extras)
+    return config.family in ("lora", "dylora") and not any(extras) and config.targets in ("standard", "all")
 
 
 def _plain_type(config: TrainConfig) -> str:

@@ -6,7 +6,17 @@ import dataclasses
 from collections.abc import Iterable
 
 from lib_lora_train.core.wording import as_sentence
-from lib_lora_train.formats.kohya.import_state import AT_DEFAULT, EMPTY, FACT, NOT_NEEDED, REPLACED, ZERO, IgnoredKey
+from lib_lora_train.formats.kohya.import_state import (
+    AT_DEFAULT,
+    EMPTY,
+    FACT,
+    NO_EFFECT,
+    NOT_NEEDED,
+    ONLY_HERE,
+    REPLACED,
+    ZERO,
+    IgnoredKey,
+)
 
 _MAX_LENGTH = 60
 _TITLES = {
@@ -15,6 +25,8 @@ _TITLES = {
     ZERO: "0, which means off",
     FACT: "Describes that run",
     NOT_NEEDED: "Not needed here",
+    ONLY_HERE: "Only this program has it, and training does not depend on it",
+    NO_EFFECT: "No effect with these settings",
 }
 
 

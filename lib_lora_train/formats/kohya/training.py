@@ -65,7 +65,7 @@ def _rate(state: ImportState, name: str) -> float | None:
     if isinstance(raw, (list, tuple)):
         rates = [rate for rate in map(parse_number, raw) if rate is not None]
         if len(set(rates)) > 1 and name == "text_encoder_lr":
-            state.values["text_encoder_2_lr"] = rates[1]
+            state.set_parameter(PARAMETERS["text_encoder_2_lr"], name, rates[1])
         raw = rates[0] if rates else None
     rate = parse_number(raw)
     if raw is not None and rate is None:

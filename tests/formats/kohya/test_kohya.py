@@ -17,7 +17,7 @@ from lib_lora_train.core.errors import AdapterError, ConfigError, OutputError
 from lib_lora_train.core.safetensors_header import Header
 from lib_lora_train.formats.kohya import keys as kohya_keys
 from lib_lora_train.formats.kohya.dataset import read_folders
-from lib_lora_train.formats.kohya.exporter import to_gui, write_gui_settings
+from lib_lora_train.formats.kohya.exporter import to_gui, to_script, write_exported
 from lib_lora_train.formats.kohya.import_state import kohya_parameters
 from lib_lora_train.formats.kohya.importer import Imported, from_gui, from_metadata, from_script
 from lib_lora_train.formats.kohya.network_export import metadata_network
@@ -218,7 +218,8 @@ def test_unreadable_additional_parameters_are_reported(text: str) -> None:
 def test_decay_is_percent_steps_or_a_fraction_and_0_if_missing(given: Any, decay: float) -> None:
     config = from_script({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": given}).config
     assert (config.lr_schedule, config.lr_decay) == ("warmup_stable_decay", decay)
-    assert to_gui(config).values["lr_decay_steps"] == decay
+    assert to_gui(config).values["additional_parameters"] == (f"--lr_decay_steps={decay:g}" if decay else "")
+    assert to_script(config).values.get("lr_decay_steps", 0) == decay
 
 
 def test_a_decay_as_long_as_the_run_is_rejected() -> None:
@@ -478,8 +479,9 @@ def test_model_switches_are_kept_and_off_leaves_it_to_the_checkpoint() -> None:
     silent = gui(v_parameterization=False, zero_terminal_snr="False")
     assert (silent.config.prediction_type, silent.config.zero_terminal_snr) == ("auto", "auto")
     assert all(ignored.is_harmless for ignored in silent.ignored)
-    lost = {ignored.key for ignored in to_gui(TrainConfig(zero_terminal_snr="off")).lost}
-    assert "zero_terminal_snr" in lost
+    off = to_gui(TrainConfig(zero_terminal_snr="off"))
+    assert off.values["additional_parameters"] == ""
+    assert "zero_terminal_snr" not in {ignored.key for ignored in off.lost}  # off is kohya's default
 
 
 def test_numbers_and_flags_written_as_text_are_read() -> None:
@@ -521,13 +523,15 @@ def test_adafactor_without_arguments_uses_relative_steps_as_in_sd_scripts() -> N
     assert gui(optimizer="AdaFactor", lr_scheduler="cosine").config.lr_schedule == "adafactor"
     given = gui(optimizer="AdaFactor", lr_scheduler="constant", optimizer_args="relative_step=False").config
     assert (given.lr_schedule, given.optimizer_args) == ("constant", "relative_step=False")
-    written = to_gui(TrainConfig(optimizer="Adafactor", lr_schedule="constant")).values["optimizer_args"]
-    assert written == "scale_parameter=False relative_step=False"
+    fixed = TrainConfig(optimizer="Adafactor", lr_schedule="constant")
+    assert to_gui(fixed).values["optimizer_args"] == "scale_parameter=False relative_step=False"
+    assert to_script(fixed).values["optimizer_args"] == ["scale_parameter=False", "relative_step=False"]
 
 
 def test_a_rate_per_text_encoder_is_kept() -> None:
     config = gui(unet_lr=1e-4, text_encoder_lr=[5e-5, 1e-5]).config
     assert (config.text_encoder_lr, config.text_encoder_2_lr) == (5e-5, 1e-5)
+    assert gui(unet_lr=1e-4, text_encoder_lr=[5e-5, -1]).config.text_encoder_2_lr is None
 
 
 def test_a_key_at_its_default_is_harmless_and_another_value_is_not() -> None:
@@ -817,6 +821,7 @@ _FULL = TrainConfig(
     sample_sampler="Euler",
     caption_lines="first",
     missing_captions="folder name",
+    keep_tokens_separator="",
 )
 
 
@@ -838,7 +843,7 @@ _FULL = TrainConfig(
         {"targets": "full", "dora": True, "tucker": True},
         {"targets": "attention", "family": "loha", "dora": True},
         {"targets": "full", "family": "lokr", "lokr_factor": 8, "decompose_both": True, "train_norm": True},
-        {"family": "dylora", "dylora_unit": 4, "conv_rank": 8},
+        {"family": "dylora", "dylora_unit": 4},
         {"targets": "standard", "family": "glora"},
         {"targets": "standard", "family": "ia3"},
         {"targets": "full", "family": "oft", "constraint": 0.01, "rescaled": True},
@@ -866,7 +871,7 @@ _DRAWN = st.fixed_dictionaries(
         "epochs": st.integers(1, 500),
         "batch_size": st.integers(1, 32),
         "warmup": st.integers(0, 99).map(lambda percent: percent / 100) | st.integers(1, 900).map(float),
-        "seed": st.integers(1, 2**32),
+        "seed": st.integers(1, 2**32 - 1),
         "keep_tokens": st.integers(0, 9),
         "shuffle_captions": st.booleans(),
         "train_text_encoder": st.booleans(),
@@ -883,7 +888,12 @@ _DRAWN = st.fixed_dictionaries(
 def test_all_settings_that_the_gui_has_are_imported_equal(values: dict[str, Any]) -> None:
     if values["alpha"] == values["rank"]:
         values["alpha"] = None
-    config = TrainConfig(**values, caption_lines="first", missing_captions="folder name")
+    as_there: dict[str, Any] = {
+        "caption_lines": "first",
+        "missing_captions": "folder name",
+        "keep_tokens_separator": "",
+    }
+    config = TrainConfig(**values, **as_there)
     assert to_gui(config).lost == ()
     assert from_gui(to_gui(config).values).config == config
 
@@ -900,19 +910,19 @@ def test_save_state_off_in_a_file_does_not_turn_ours_off() -> None:
 def test_settings_that_the_gui_cannot_hold_are_listed() -> None:
     concepts = (Concept("/fox", repeats=4, trigger="zfox"), Concept("/more"))
     config = _FULL.replace(concepts=concepts, make_grid=False, precision="auto", seed=0, max_steps=9)
-    lost = {ignored.key for ignored in to_gui(config).lost}
-    assert lost == {
-        *("make_grid", "precision", "seed", "epochs"),
-        *("concepts[1].repeats", "concepts[1].trigger", "concepts[2].folder"),
-    }
+    exported = to_gui(config)
+    lost = {ignored.key for ignored in exported.lost}
+    assert lost == {"make_grid", "precision", "seed", "epochs", "concepts[1].trigger"}
+    (dataset,) = exported.dataset["datasets"]
+    assert [(one["image_dir"], one["num_repeats"]) for one in dataset["subsets"]] == [("/fox", 4), ("/more", 1)]
 
 
 def test_an_exported_file_is_read_again(tmp_path: Path) -> None:
-    write_gui_settings(tmp_path / "fox.json", _FULL)
+    write_exported(tmp_path / "fox.json", _FULL, "kohya_ss")
     assert read_settings(tmp_path / "fox.json").config == _FULL
     assert [path.name for path in tmp_path.iterdir()] == ["fox.json"]
     with pytest.raises(OutputError, match="cannot be written"):
-        write_gui_settings(tmp_path / "none" / "fox.json", _FULL)
+        write_exported(tmp_path / "none" / "fox.json", _FULL, "kohya_ss")
 
 
 def test_sd_scripts_wildcards_also_pick_random_lines() -> None:
@@ -942,16 +952,12 @@ def test_switches_for_all_images_go_to_every_folder() -> None:
 
 
 def test_switches_are_exported_and_imported() -> None:
-    concept = Concept("img", flip=True, colour_jitter=0.1, use_masks=True)
+    concept = Concept("/img", flip=True, colour_jitter=0.1, use_masks=True)
     config = TrainConfig(concepts=(concept,))
     exported = to_gui(config)
-    assert {name: exported.values[name] for name in kohya_keys.FOLDER_SWITCHES} == {
-        "flip_aug": True,
-        "random_crop": False,
-        "color_aug": True,
-        "alpha_mask": True,
-        "masked_loss": True,
-    }
+    switches = ("flip_aug", "random_crop", "color_aug", "masked_loss")
+    assert [exported.values[name] for name in switches] == [True, False, True, True]
+    assert exported.values["additional_parameters"] == "--alpha_mask"
     assert from_gui(exported.values).config.concepts == (concept,)
 
 

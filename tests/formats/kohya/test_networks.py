@@ -22,7 +22,12 @@ def gui(lora_type: str, **values: Any) -> Imported:
     return from_gui({"LoRA_type": lora_type, "network_dim": 16, "network_alpha": 16, **values})
 
 
-AS_THERE: dict[str, Any] = {"precision": "bf16", "caption_lines": "first", "missing_captions": "folder name"}
+AS_THERE: dict[str, Any] = {
+    "precision": "bf16",
+    "caption_lines": "first",
+    "missing_captions": "folder name",
+    "keep_tokens_separator": "",
+}
 
 
 def lost(imported: Imported) -> set[str]:
