@@ -66,7 +66,7 @@
         const shown = { advice, run: run.id, triggers: lt.triggersOf(run.status), files: files.map((file) => ({ ...file, missing: missing.has(file.path) })) };
         const isNamed = (file) => advice && file.epoch && file.epoch === advice.epoch;
         const rows = files.map((file) => make("tr", {},
-            make("td", { className: "lt-number" }, file.epoch ? String(file.epoch) : "–", ...(isNamed(file) ? [make("i", { className: "lt-tag", title: "The epoch that the advice names" }, "best")] : [])),
+            make("td", { className: "lt-number" }, ...(isNamed(file) ? [make("i", { className: "lt-tag", title: "The epoch that the advice names" }, "best"), " "] : []), file.epoch ? String(file.epoch) : "–"),
             make("td", { className: "lt-file", title: file.path }, lt.fileName(file.path)),
             make("td", { className: "lt-number" }, lt.whole(file.step)),
             number(loss.get(file.path) ?? ended[file.epoch]),
