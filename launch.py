@@ -41,6 +41,7 @@ commands
   convert FILE         save it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
   resize FILE          write it with a lower rank [--rank N] [--conv-rank N] [--sv-ratio|--sv-cumulative|--sv-fro X]
   metadata FILE        show it, or write a copy with other entries [--trigger TEXT] [--license TEXT] [--strip] [...]
+  convert-checkpoint FILE  write it as safetensors [--precision fp16] [--vae FILE] [--ema use]
   extract BASE TUNED   write the difference of two checkpoints as a LoRA [the options of resize] [--targets all]
   merge FILE FILE ...  merge LoRA files of any family, as one or [--into] a checkpoint [--weights 1 0.5] [--rank N]
                        [--to lora|diff] [--method sum|ties|dare|…] [--ckpt FILE] [--out FILE]
@@ -63,7 +64,7 @@ options
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements-stamp.json"
-COMMANDS = ("app", *re.findall(r"^  ([a-z]+) ", USAGE, re.MULTILINE))
+COMMANDS = ("app", *re.findall(r"^  ([a-z-]+) ", USAGE, re.MULTILINE))
 TORCH = "2.13.0"
 OLDEST_TORCH = (2, 6)  # the oldest that the pinned diffusers and transformers support
 TORCH_INDEX = "https://download.pytorch.org/whl"

@@ -1,4 +1,4 @@
-/* The Tools panel: check, convert, resize, extract and merge LoRA files, and edit their metadata. */
+/* The Tools panel: check, convert, resize, extract and merge LoRA files, edit their metadata, and convert checkpoints. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});
@@ -70,6 +70,23 @@
             ...ranks.elements, make("div", { className: "lt-adders" }, resize), output);
     }
 
+    /** A button that starts a task of the server, such as `extract`; `output` shows its progress and what was `written`. */
+    function inBackground(label, title, task, output, request, written) {
+        const failed = (problem) => output.replaceChildren(line("error", "Error", problem.message));
+        const follow = (status) => {
+            button.disabled = status.state === "busy";
+            if (status.state === "busy") {
+                const stop = lt.smallButton("Stop", "Stop; nothing is written", () => lt.request(`${task}-stop`).catch(lt.notify));
+                output.replaceChildren(make("p", { role: "status" }, status.line), make("div", { className: "lt-adders" }, stop));
+                setTimeout(() => output.isConnected && lt.request(`${task}-status`).then(follow).catch(() => follow(status)), POLL_MS);
+            } else if (status.state === "failed") failed(status);
+            else output.replaceChildren(...(status.result ? written(status.result) : status.state === "stopped" ? [make("p", {}, "Stopped. Nothing was written.")] : []));
+        };
+        const button = lt.smallButton(label, title, () => lt.request(`${task}-start`, request()).then(follow).catch(failed));
+        lt.request(`${task}-status`).then((status) => status.state === "busy" && follow(status)).catch(() => {});
+        return button;
+    }
+
     const LAYERS = [
         ["all", "all, with convolutions (LoCon)"],
         ["standard", "attention and feed-forward (LoRA)"],
@@ -89,24 +106,35 @@
         const written = (found) => [good(`Saved: ${found.path} (${found.megabytes.toFixed(1)} MB), ${lt.count(found.layers, "layer")}, ${found.ranks}.`),
             make("p", {}, `${(100 * found.error).toFixed(2)}% of the change in these layers was lost, most in ${found.worst}. ${(100 * found.outside).toFixed(2)}% of the whole change is outside of them.`),
             ...warningLines(found)];
-        const follow = (status) => {
-            extract.disabled = status.state === "busy";
-            if (status.state === "busy") {
-                const stop = lt.smallButton("Stop", "Stop; nothing is written", () => lt.request("extract-stop").catch(lt.notify));
-                output.replaceChildren(make("p", { role: "status" }, status.line), make("div", { className: "lt-adders" }, stop));
-                setTimeout(() => output.isConnected && lt.request("extract-status").then(follow).catch(() => follow(status)), POLL_MS);
-            } else if (status.state === "failed") output.replaceChildren(line("error", "Error", status.message));
-            else output.replaceChildren(...(status.result ? written(status.result) : status.state === "stopped" ? [make("p", {}, "Stopped. Nothing was written.")] : []));
-        };
-        const extract = lt.smallButton("Extract", "Write a new LoRA into the LoRA folder, and measure what it does not hold", () => lt.request("extract-start", {
+        const request = () => ({
             checkpoint: base.value, tuned: tuned.value, ...ranks.values(), targets: layers.value, text_encoder: text.checked, clamp: clamp.value, name: nameIn(name),
-        }).then(follow).catch((problem) => output.replaceChildren(line("error", "Error", problem.message))));
-        lt.request("extract-status").then((status) => status.state === "busy" && follow(status)).catch(() => {});
+        });
+        const extract = inBackground("Extract", "Write a new LoRA into the LoRA folder, and measure what it does not hold", "extract", output, request, written);
         return make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Extract a LoRA", make("span", {}, "what a fine-tuned checkpoint has learnt")),
             field("Base", base, "The checkpoint that the other one was trained from"), pick(base),
             field("Fine-tuned", tuned, "The checkpoint whose difference from the base becomes a LoRA"), pick(tuned),
             field("Layers", layers, "What the LoRA holds; the rest of the change is measured"),
             ...ranks.elements, make("div", { className: "lt-adders" }, extract), output);
+    }
+
+    const PRECISIONS = [["", "as it is"], ["fp16", "fp16: half the size"], ["bf16", "bf16: half the size, coarser"], ["fp32", "fp32"]];
+    const EMA = [["drop", "left out"], ["use", "used as the UNet"], ["keep", "kept"]];
+
+    /** The card that writes a checkpoint again, in the background. */
+    function checkpointCard(name, nameIn) {
+        const [file, vae] = [box("", "/path/to/model.ckpt"), box("", "empty: its own")];
+        const [precision, ema] = [PRECISIONS, EMA].map((list) => make("select", {}, ...list.map(([value, text]) => make("option", { value }, text))));
+        const output = make("div", { className: "lt-t-message" });
+        const written = (found) => [good(`Saved: ${found.path} (${found.megabytes.toFixed(1)} MB).`), ...found.notes.map((text) => make("p", {}, text))];
+        const request = () => ({ file: file.value, precision: precision.value, vae: vae.value, ema: ema.value, name: nameIn(name) });
+        const convert = inBackground("Convert", "Write a new .safetensors file beside this one", "convert-checkpoint", output, request, written);
+        return make("div", { className: "lt-card" }, make("h3", { className: "lt-heading" }, "Convert a checkpoint", make("span", {}, ".ckpt to .safetensors, smaller, with another VAE")),
+            field("File", file, "A checkpoint or VAE: .safetensors, .ckpt or .pt; it is not changed"), lt.picker("checkpoint", () => file.value, (path) => (file.value = path)),
+            make("div", { className: "lt-card-fields" },
+                field("Precision", precision, "Of the weights; webuis load fp16 by default"),
+                field("VAE", vae, "A VAE file that replaces the VAE in the checkpoint"),
+                field("EMA weights", ema, "A second copy of the UNet that some training files hold"), name),
+            make("div", { className: "lt-adders" }, convert), output);
     }
 
     const TEXTS = [
@@ -170,7 +198,7 @@
         const rank = box("16", "16");
         const kind = make("select", {}, make("option", { value: "lora" }, "LoRA of this rank"), make("option", { value: "diff" }, "exact difference (large)"));
         const name = () => field("Name", box("", "empty: made from the names of the files"), "Name of the new file, and of the LoRA in prompts; existing files are not overwritten");
-        const [convertedName, resizedName, mergedName, extractedName, editedName] = [name(), name(), name(), name(), name()];
+        const [convertedName, resizedName, mergedName, extractedName, checkpointName, editedName] = Array.from({ length: 6 }, name);
         const nameIn = (label) => label.querySelector("input").value.trim();
         const [found, written] = [make("div", { className: "lt-t-message" }), make("div", { className: "lt-t-message" })];
 
@@ -216,7 +244,8 @@
                 mergedName,
                 make("div", { className: "lt-adders" }, merge), sum),
             extractCard(extractedName, nameIn),
-            metadataCard(file, editedName, nameIn));
+            metadataCard(file, editedName, nameIn),
+            checkpointCard(checkpointName, nameIn));
         body.addEventListener("input", (event) => event.stopPropagation()); // not part of the form
         container.replaceChildren(body);
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_lora_train.cli.output import add_output, output_path
 from lib_lora_train.config.merge_methods import METHODS
 from lib_lora_train.config.settings.network import TARGETS
 from lib_lora_train.config.train_config import TrainConfig
@@ -15,7 +16,6 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.lora_tools.merge_options import MergeOptions
 from lib_lora_train.lora_tools.metadata_fields import FIELDS
-from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
 if TYPE_CHECKING:
     from lib_lora_train.lora_tools.rank_rule import RankRule
@@ -45,13 +45,13 @@ def add_lora_tools(commands: Any, command: Callable[..., argparse.ArgumentParser
     converter.add_argument("--rank", type=int, default=16, help="rank of the LoRA (default: 16)")
     converter.add_argument("--ckpt", default="", metavar="FILE", help="its checkpoint (default: the tiny model)")
     _add_precision(converter)
-    _add_output(converter, "FILE-rank16 or similar")
+    add_output(converter, "FILE-rank16 or similar")
 
     resizer = command(commands, "resize", run_resize, "Write a LoRA with a lower rank; needs no checkpoint.")
     resizer.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file of plain LoRA or LoCon layers")
     _add_rank_rule(resizer)
     _add_precision(resizer)
-    _add_output(resizer, "FILE-rank16 or similar")
+    add_output(resizer, "FILE-rank16 or similar")
 
     _add_extract(commands, command)
     _add_metadata(commands, command)
@@ -75,7 +75,7 @@ def _add_extract(commands: Any, command: Callable[..., argparse.ArgumentParser])
         help="cut larger values (default: 1, none)",
     )
     _add_precision(extractor)
-    _add_output(extractor, "TUNED-rank16 or similar")
+    add_output(extractor, "TUNED-rank16 or similar")
 
 
 def _add_metadata(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -88,7 +88,7 @@ def _add_metadata(commands: Any, command: Callable[..., argparse.ArgumentParser]
     editor.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="set any entries; no value removes one"
     )
-    _add_output(editor, "FILE-edited")
+    add_output(editor, "FILE-edited")
 
 
 def _add_merge(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -117,7 +117,7 @@ def _add_merge(commands: Any, command: Callable[..., argparse.ArgumentParser]) -
     merger.add_argument("--ckpt", default="", metavar="FILE", help="their checkpoint (default: the tiny model)")
     _add_precision(merger)
     merger.add_argument("--into", action="store_true", help="merge them into a new checkpoint")
-    _add_output(merger, "A+B or CKPT+A+B")
+    add_output(merger, "A+B or CKPT+A+B")
 
 
 def _add_rank_rule(command: argparse.ArgumentParser) -> None:
@@ -136,25 +136,6 @@ def _rank_rule(options: argparse.Namespace) -> RankRule:
     rule = RankRule(options.rank, options.conv_rank, *(next(iter(chosen.items())) if chosen else ()))
     rule.check()
     return rule
-
-
-def _add_output(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument(
-        "--name", default="", help=f"name of the new file and of the LoRA in prompts (default: {default})"
-    )
-    command.add_argument(
-        "--out", type=Path, metavar="PATH", help="its folder, or the whole file (default: the current folder)"
-    )
-
-
-def _output(options: argparse.Namespace, default: str) -> Path:
-    """The file to write; LoraTrainError if its name cannot be used or it exists."""
-    given = user_path(str(options.out)) if options.out else Path()
-    if given.is_dir():
-        return new_file(given, options.name or default)
-    if options.name:
-        raise LoraTrainError(f"{given} is not a folder. With --name, give the folder as --out.")
-    return new_file(given.parent, given.name.removesuffix(ENDING))
 
 
 def _add_precision(command: argparse.ArgumentParser) -> None:
@@ -199,7 +180,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
     file, checkpoint = read_adapter(options.file), _checkpoint(options)
     ending = "diff" if options.to == "diff" else f"rank{options.rank}"
-    path = _output(options, f"{options.file.stem}-{ending}")
+    path = output_path(options, f"{options.file.stem}-{ending}")
     model = _model(checkpoint, path.parent)
     converted = convert(file, model, to=options.to, rank=options.rank, precision=options.precision)
     saved = write_converted(path, converted, to=options.to, rank=options.rank, metadata=file.metadata)
@@ -218,7 +199,7 @@ def run_resize(options: argparse.Namespace) -> int:
     from lib_lora_train.lora_tools.resize import resize, write_resized
 
     rule = _rank_rule(options)
-    path = _output(options, f"{options.file.stem}-{rule.name}")
+    path = output_path(options, f"{options.file.stem}-{rule.name}")
     file = read_adapter(options.file)
     resized = resize(file, rule, precision=options.precision)
     saved = write_resized(path, resized, file.metadata)
@@ -237,7 +218,7 @@ def run_extract(options: argparse.Namespace) -> int:
 
     base, tuned, rule = user_path(str(options.base)), user_path(str(options.tuned)), _rank_rule(options)
     chosen = ExtractOptions(rule, options.targets, not options.unet_only, options.clamp_quantile)
-    path = _output(options, f"{tuned.stem}-{rule.name}")
+    path = output_path(options, f"{tuned.stem}-{rule.name}")
     with tqdm(desc="layers", leave=False, disable=None) as meter:
 
         def show(done: int, total: int) -> None:
@@ -272,7 +253,7 @@ def run_metadata(options: argparse.Namespace) -> int:
     if not (values or preview or options.strip):
         print("\n".join(describe_metadata(read_header(file))) or f"{file.name} has no metadata.")
         return 0
-    path = _output(options, f"{file.stem}-edited")
+    path = output_path(options, f"{file.stem}-edited")
     write_edited(file, path, MetadataEdit(values, options.strip, preview))
     print(f"Saved to {path}.")
     return 0
@@ -293,12 +274,12 @@ def run_merge(options: argparse.Namespace) -> int:
     names = "+".join(path.stem for path in options.files)
     if options.into:
         chosen.require_sum()
-        path = _output(options, f"{model_name(checkpoint)}+{names}")
+        path = output_path(options, f"{model_name(checkpoint)}+{names}")
         baked = write_merged_checkpoint(checkpoint, files, path, chosen.blocks)
         print(f"Saved to {baked.path} ({baked.size_bytes / 2**20:.1f} MiB), {count(baked.layers, 'layer')} changed.")
         left_out = baked.left_out
     else:
-        path = _output(options, names)
+        path = output_path(options, names)
         model = _model(checkpoint, path.parent)
         merged, saved = merge_into_file(
             path, files, model, to=options.to, rank=options.rank, precision=options.precision, options=chosen

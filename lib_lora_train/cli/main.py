@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lib_lora_train.cli.advise import add_advise
+from lib_lora_train.cli.convert_checkpoint import add_convert_checkpoint
 from lib_lora_train.cli.flags import add_setting_flags, preset_help
 from lib_lora_train.cli.grid import add_grid
 from lib_lora_train.cli.heat_maps import add_heat_maps
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_sweep(commands, _command)
     add_import_export(commands, _command)
     add_lora_tools(commands, _command)
+    add_convert_checkpoint(commands, _command)
     add_heat_maps(commands, _command)
     add_images(commands, _command)
     add_tags(commands, _command)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import DataError, LoraTrainError
 from lib_lora_train.core.events import PhaseStarted, Progress, StateChanged
 from lib_lora_train.core.progress import Eta, format_duration
@@ -89,6 +90,21 @@ class BackgroundTask:
                 self._eta.handle(Progress("scan", done, self._total))
                 if self._clock() - self._phase_start < _CACHED_SECONDS:
                     self._eta.handle(StateChanged("running"))  # restarts the measurement
+
+    def count_units(self, label: str) -> Callable[[int, int], None]:
+        """A function for work that reports its finished units and their number; it raises RunStoppedError on `stop`.
+
+        `label` names the units. The phase of counting begins with the first report.
+        """
+
+        def show(done: int, total: int) -> None:
+            if done == 0:
+                self.start_phase(label, total)
+            self.report(done)
+            if self.is_stopped():
+                raise RunStoppedError
+
+        return show
 
     def is_stopped(self) -> bool:
         """Whether `stop` was called."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.safetensors_header import Header, TensorEntry
+from lib_lora_train.lora_tools.streamed_file import header_bytes, tensor_bytes
 
-_ALIGNMENT = 8
 _CHUNK_BYTES = 1 << 24
 
 
@@ -36,30 +34,20 @@ def write_changed_copy(
     entries = sorted(header.entries.items(), key=lambda entry: entry[1].start)
     with atomic_write.replacing(path) as part, source.open("rb") as old, part.open("wb") as new:
         (size,) = struct.unpack("<Q", old.read(8))
-        new.write(_header_bytes(entries, metadata))
+        new.write(header_bytes(_moved_together(entries), metadata))
         with safe_open(str(source), framework="pt", device="cpu") as tensors:
             for name, entry in entries:
                 if name in changed:
                     tensor = tensors.get_tensor(name)
-                    new.write(_bytes(change(name, tensor).to(tensor.dtype)))
+                    new.write(tensor_bytes(change(name, tensor).to(tensor.dtype)))
                 else:
                     old.seek(8 + size + entry.start)
                     _copy(old, new, entry.bytes)
 
 
-def _header_bytes(entries: list[tuple[str, TensorEntry]], metadata: Mapping[str, str]) -> bytes:
-    """The header with its length before it; the tensors follow in this order, without gaps."""
-    places, start = {}, 0
-    for name, entry in entries:
-        places[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, start + entry.bytes]}
-        start += entry.bytes
-    text = json.dumps({"__metadata__": dict(metadata), **places}, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def _moved_together(entries: list[tuple[str, TensorEntry]]) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Dtype, shape and size in bytes of every tensor, in this order."""
+    return {name: (entry.dtype, entry.shape, entry.bytes) for name, entry in entries}
 
 
 def _copy(old: BinaryIO, new: BinaryIO, size: int) -> None:

@@ -51,5 +51,5 @@ def refuse_unsafe(path: Path) -> None:
     if path.suffix.lower() in PICKLE_ENDINGS:
         raise ModelError(
             f"{path.name} is a pickle file, which can run any program when it is opened. "
-            "Convert it to .safetensors first (the webui's checkpoint merger can do that)."
+            "Convert it to .safetensors first, under Tools or with `convert-checkpoint`."
         )

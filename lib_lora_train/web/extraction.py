@@ -64,7 +64,8 @@ class ExtractSession(TaskSession):
         self._result = None
         self.task.start_phase("Reading both checkpoints", 0)
         try:
-            found = extract(base, tuned, options, precision=_PRECISION, on_layer=self._show)
+            on_layer = self.task.count_units("layers extracted")
+            found = extract(base, tuned, options, precision=_PRECISION, on_layer=on_layer)
         except RunStoppedError:
             return
         saved = write_extracted(path, found)
@@ -75,11 +76,3 @@ class ExtractSession(TaskSession):
             "layers": len(found.ranks),
             "outside": found.outside,
         }
-
-    def _show(self, done: int, total: int) -> None:
-        """Show the progress; RunStoppedError if the page asked to stop."""
-        if done == 0:
-            self.task.start_phase("layers extracted", total)
-        self.task.report(done)
-        if self.task.is_stopped():
-            raise RunStoppedError

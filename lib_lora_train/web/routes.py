@@ -29,7 +29,8 @@
                                    but the path optional: make the heat maps of an image
     POST /lora-train/v1/export     {"file": path.json or path.toml, "settings": …} → files for kohya_ss or sd-scripts
     POST /lora-train/v1/extract    {"checkpoint": path, "tuned": path, "rank": 16} → a LoRA from two checkpoints
-    POST /lora-train/v1/extract/status · cancel    {}
+    POST /lora-train/v1/convert-checkpoint    {"file": path, "precision": "fp16", "vae": path} → a new checkpoint
+    POST /lora-train/v1/extract/status · cancel, convert-checkpoint/status · cancel    {}
     POST /lora-train/v1/heatmap/status · cancel    {}
     POST /lora-train/v1/heatmap/maps   the same and {"texts": words, "layers": "objects" or "all", "joined": false} →
                                    PNGs to lay over it
@@ -59,7 +60,7 @@ from lib_lora_train.web.uploads import large_bodies
 PREFIX = "/lora-train/v1"
 COMMANDS = ("pause", "resume", "stop", "drop", "save", "sample")
 _TASKS = {
-    **{name: name for name in ("advice", "extract", "heatmap")},
+    **{name: name for name in ("advice", "convert-checkpoint", "extract", "heatmap")},
     "image-losses": "image-losses/measure",
     "tags": "tags/measure",
 }

@@ -32,6 +32,7 @@ from lib_lora_train.runs.estimates.requirements import Requirements, estimate_re
 from lib_lora_train.runs.records.past_runs import files_to_plot, past_runs, xyz_text
 from lib_lora_train.web.advice import AdviceSession
 from lib_lora_train.web.captions import CaptionSession
+from lib_lora_train.web.checkpoint_conversion import CheckpointConversion
 from lib_lora_train.web.checkpoints import CheckpointPicker
 from lib_lora_train.web.checkup import CheckupSession
 from lib_lora_train.web.crops import CropSession
@@ -119,6 +120,7 @@ class Session(FormSession):
             ).actions(),
             **LoraToolsSession(lambda: runner.host.run_target(self._draft_config()).checkpoint).actions(),
             **ExtractSession(lambda: runner.host.lora_dir).actions(),
+            **CheckpointConversion().actions(),
             **TaggingSession(runner.host, self.captions).actions(),
             **LoraPicker(runner.host, self.changes.stage).actions(),
             **CheckpointPicker(runner.host, self._draft_config, self.changes.stage).actions(),

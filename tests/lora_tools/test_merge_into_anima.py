@@ -191,7 +191,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     write_checkpoint(tmp_path / "anima.safetensors")
-    monkeypatch.setattr(changed_copy, "_bytes", full)
+    monkeypatch.setattr(changed_copy, "tensor_bytes", full)
     with pytest.raises(OutputError, match="No space left"):
         merged(tmp_path / "anima.safetensors", lora_in("kohya"))
     assert [path.name for path in tmp_path.iterdir()] == ["anima.safetensors"]

@@ -68,15 +68,15 @@ def test_stop_ends_it_after_a_layer_and_writes_nothing(
     checkpoints: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, seen = ExtractSession(lambda: tmp_path), list[int]()
-    show = session._show
+    report = session.task.report
 
-    def stop_at_the_third(done: int, total: int) -> None:
+    def stop_at_the_third(done: int) -> None:
         seen.append(done)
         if done == 2:
             session.stop({})
-        show(done, total)
+        report(done)
 
-    monkeypatch.setattr(session, "_show", stop_at_the_third)
+    monkeypatch.setattr(session.task, "report", stop_at_the_third)
     before = set(tmp_path.iterdir())
     status = extracted(session, checkpoints)
     assert status["state"] == "stopped" and status["result"] is None and seen == [0, 1, 2]

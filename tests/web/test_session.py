@@ -34,6 +34,9 @@ def test_the_page_requests_exactly_the_actions_that_exist(tmp_path: Path) -> Non
     names |= set(re.findall(r"(?:list|use): \"([\w-]+)\"", source["lora_train_pickers"]))
     measured = re.findall(r"actions}-(\w+)`", source["lora_train_measured"])
     names |= {f"{kind}-{name}" for kind in re.findall(r"actions: \"([\w-]+)\"", text) for name in measured}
+    tools = source["lora_train_tools"]
+    steps = re.findall(r"`\$\{task}-(\w+)`", tools)
+    names |= {f"{task}-{step}" for task in re.findall(r"\"([\w-]+)\", output, request", tools) for step in steps}
     session, _ = open_small_session(tmp_path)
     only_http = {"sweep-request", "image-losses-list", "tags-list"}
     assert names | only_http == set(session._actions)
