@@ -22,6 +22,15 @@
         return [...missing, text].join(", ");
     }
 
+    /** The prompt with the name of this embedding, in place of its word or of another step of the same run. */
+    function withEmbedding(prompt, name, word, strength = 1) {
+        const series = name.replace(/-(step)?\d+$/, "");
+        const plain = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+        const old = new RegExp(`(?<![\\w-])(${plain(series)}-(step)?\\d+|${plain(word)})(?![\\w-])`, "gi");
+        const text = strength === 1 ? name : `(${name}:${strength})`;
+        return old.test(prompt) ? prompt.replace(old, text) : [text, prompt.trim()].filter(Boolean).join(", ");
+    }
+
     const page = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const promptBox = (name) => page().querySelector(`#txt2img_${name} textarea`);
     const pasteBox = () => page().querySelector("#lora_train_paste_text textarea"); // an input would lose the line breaks
@@ -35,7 +44,7 @@
         setTimeout(() => lt.press("paste_send"), 300); // gradio reads the text a moment later
     };
 
-    /** Add a run's LoRA to the prompt of txt2img, with the settings of the run's samples if `hasSettings`; stand-alone,
+    /** Add a run's LoRA, or the name of its embedding, to the prompt of txt2img, with the settings of the run's samples if `hasSettings`; stand-alone,
         copy the prompt. A file that is missing or cannot fit the loaded model is not added. */
     lt.useInPrompt = async (run, file, triggers, button, hasSettings, strength = 1) => {
         const area = promptBox("prompt");
@@ -45,7 +54,8 @@
             button.textContent = "Use it anyway";
             return lt.notify(answer.misfit);
         }
-        const text = withLora(area ? area.value : "", stem(file), triggers, strength);
+        const before = area ? area.value : "";
+        const text = answer.word ? withEmbedding(before, stem(file), answer.word, strength) : withLora(before, stem(file), triggers, strength);
         if (!area) return lt.copy(text, button);
         if (hasSettings && answer.settings) {
             const negative = (promptBox("neg_prompt") || { value: "" }).value;

@@ -12,6 +12,7 @@ from lib_lora_train.adapters.files.decode import parse_sound_file
 from lib_lora_train.adapters.files.lora_file import AdapterFile
 from lib_lora_train.adapters.inject import inject_parsed
 from lib_lora_train.adapters.targets import ModelParts
+from lib_lora_train.models.placeholder_words import without_word
 
 _Place = tuple[nn.Module, str, AdaptedLayer]
 """A layer's parent, its name there, and the layer."""
@@ -47,11 +48,12 @@ class FileOnModel:
 
 @contextmanager
 def without_adapter(model: ModelParts) -> Iterator[None]:
-    """Inside, the model has no adapter. One that it has, such as a training run's, is back afterwards."""
+    """Inside, the model has no adapter and no trained word. What it has of a training run is back afterwards."""
     places = _adapted_places(model)
     _restore_base_layers(places)
     try:
-        yield
+        with without_word(model):
+            yield
     finally:
         _put(places)
 

@@ -240,7 +240,8 @@ def plan_text(config: TrainConfig, home: Path, *, on_cpu: bool) -> str:
     from lib_lora_train.runs.estimates.requirements import estimate_requirements, requirement_lines
     from lib_lora_train.runs.planning import plan_run
 
-    places = WritePlaces(home, home.parent / "models" / "Lora")
+    models = home.parent / "models"
+    places = WritePlaces(home, models / "Lora", embedding_dir=models / "embeddings")
     plan, target = plan_run(config, places).plan, checkpoint_target(config, on_cpu=on_cpu)
     checkpoint = check_checkpoint(config, target)
     require_usable(checkpoint.problems)

@@ -61,7 +61,7 @@ class _Place:
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Record and train a sweep, or continue one; prints the comparison at the end."""
-    from lib_lora_train.runs.checks.write_places import WritePlaces
+    from lib_lora_train.runs.checks.write_places import saving_places
     from lib_lora_train.runs.sweeps.sweep_record import list_sweeps, read_sweep
     from lib_lora_train.runs.sweeps.sweep_runs import count_steps, plan_sweep, record_sweep
 
@@ -81,7 +81,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     host = open_host(options, place.lora_dir)
-    steps = count_steps(plan, host, WritePlaces(place.home, host.lora_dir))
+    steps = count_steps(plan, host, saving_places(place.home, host))
     print(f"{count(len(plan.variants), 'run')}, {count(steps, 'step')} in all.")
     return _train_members(options, place.home, record_sweep(place.home, plan, config.output_name), host)
 

@@ -43,6 +43,7 @@ _ADAFACTOR_ARGS = "scale_parameter=False relative_step=False warmup_init=False"
 # All settings in which the LoRA types differ. Each type's preset sets all of them, and so undoes another type's.
 _NETWORK: Mapping[str, Any] = {
     **_ADAMW,
+    "method": "lora",
     "family": "lora",
     "rank": 16,
     "alpha": None,
@@ -268,6 +269,23 @@ PRESETS: tuple[Preset, ...] = (
         "For a short run with Prodigy: steps two and a half times as large (d_coef=2), which learn in fewer epochs but "
         "overtrain sooner.",
         {**_PRODIGY, "optimizer_args": _FAST_PRODIGY_ARGS},
+    ),
+    Preset(
+        "Textual inversion",
+        "For a word for what the model can draw already: an embedding of a few kilobytes, which leaves the model as "
+        "it is.",
+        {
+            "method": "textual_inversion",
+            "embedding_vectors": 4,
+            "preserve_embedding_norm": False,
+            "optimizer": "AdamW",
+            "optimizer_args": "weight_decay=0",
+            "learning_rate": 5e-3,
+            "text_encoder_lr": None,
+            "lr_schedule": "constant",
+            "warmup": 0.0,
+            "caption_dropout": 0.0,
+        },
     ),
     *(Preset(preset.name, preset.when, preset.values) for preset in CARD_PRESETS),
     *FAMILY_PRESETS,

@@ -17,6 +17,7 @@ from lib_lora_train.config.parameters import read_values
 from lib_lora_train.config.settings.captions import CaptionSettings
 from lib_lora_train.config.settings.concept import Concept
 from lib_lora_train.config.settings.dataset import DataSettings
+from lib_lora_train.config.settings.method import MethodSettings
 from lib_lora_train.config.settings.model import ModelSettings
 from lib_lora_train.config.settings.network import NetworkSettings
 from lib_lora_train.config.settings.noise import NoiseSettings
@@ -45,6 +46,7 @@ class TrainConfig(
     SampleSettings,
     OutputSettings,
     NetworkSettings,
+    MethodSettings,
     NoiseSettings,
     OptimizerSettings,
     TrainingSettings,

@@ -16,7 +16,7 @@ def describe_durations(config: TrainConfig, plan: Plan) -> dict[str, str]:
     """By setting, for those that are set and have an effect: `5% = 42 of 840 steps`, or `42 of 840 steps`."""
     has_effect = {
         "lr_decay": config.lr_schedule == "warmup_stable_decay",
-        "stop_text_encoder": config.train_text_encoder,
+        "stop_text_encoder": config.train_text_encoder and config.method == "lora",
         "warmup": config.lr_schedule != "adafactor",
     }
     names = [one.name for one in parameters_of(TrainConfig) if one.unit == STEPS_OR_SHARE]

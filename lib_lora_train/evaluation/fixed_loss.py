@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lib_lora_train.config.method_catalog import trains_text
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.generators import WithResult
 from lib_lora_train.core.seeding import seed_for
@@ -64,7 +65,7 @@ class FixedLoss:
         self._config = config
         self._timesteps = tuple(timesteps)
         self._seed_of = seed_of
-        self._conditions: TextConditions = text_conditions(config, trained=config.train_text_encoder)
+        self._conditions: TextConditions = text_conditions(config, trained=trains_text(config))
 
     def measure(self, model: DiffusionModel, yield_lease: YieldLease) -> dict[int, float]:
         """The loss of each item, of the model with its adapter in their current state.

@@ -43,7 +43,7 @@ def write_card(lora: Path, values: Mapping[str, Any]) -> Path | None:
     return _write_new(lora.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def recommend(lora: Path, *, strength: float, reasons: str, preview: Path) -> None:
+def recommend(lora: Path, *, strength: float, reasons: str, preview: Path, is_embedding: bool = False) -> None:
     """Set the preferred weight of a card, and add the reasons to its notes; everything else in it stays.
 
     `preview` becomes its image if it has none. OutputError if the card cannot be written, or is no card.
@@ -55,9 +55,9 @@ def recommend(lora: Path, *, strength: float, reasons: str, preview: Path) -> No
     values |= {"preferred weight": strength, "notes": "\n\n".join(filter(None, notes))}
     atomic_write.write_text(path, json.dumps(values, indent=4, ensure_ascii=False))
     if preview.is_file():
-        image = lora.with_suffix(".png")
+        image = preview_path(lora, is_embedding=is_embedding)
         try:
-            write_preview(lora, lambda part: part.write_bytes(preview.read_bytes()))
+            write_preview(lora, lambda part: part.write_bytes(preview.read_bytes()), is_embedding=is_embedding)
         except OSError as error:
             raise OutputError(f"{image} cannot be written: {error.strerror}. {failed_write_advice(error)}") from error
 
@@ -73,9 +73,17 @@ def _read_card(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_preview(lora: Path, save: Callable[[Path], object]) -> Path | None:
-    """Have `save` write the .png next to a LoRA file (to a temporary name); returns None if there is one already."""
-    return _write_new(lora.with_suffix(".png"), save)
+def preview_path(file: Path, *, is_embedding: bool = False) -> Path:
+    """Where the image of a file's card is: `NAME.png`, or `NAME.preview.png` for an embedding.
+
+    Webuis take other images in the folder of embeddings for embeddings that are hidden in images.
+    """
+    return file.with_suffix(".preview.png" if is_embedding else ".png")
+
+
+def write_preview(lora: Path, save: Callable[[Path], object], *, is_embedding: bool = False) -> Path | None:
+    """Have `save` write the .png next to a file (to a temporary name); returns None if there is one already."""
+    return _write_new(preview_path(lora, is_embedding=is_embedding), save)
 
 
 def _write_new(path: Path, save: Callable[[Path], object]) -> Path | None:

@@ -106,11 +106,12 @@ def _run_keys(config: TrainConfig, run: RunFacts) -> dict[str, Any]:
 
 
 def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    is_lora = config.method == "lora"
     optimizer = config.custom_optimizer if config.optimizer == CUSTOM else config.optimizer
     return {
         "ss_learning_rate": config.learning_rate,
-        "ss_unet_lr": config.effective_unet_lr if config.train_unet else None,
-        "ss_text_encoder_lr": config.effective_text_encoder_lr if config.train_text_encoder else None,
+        "ss_unet_lr": config.effective_unet_lr if is_lora and config.train_unet else None,
+        "ss_text_encoder_lr": config.effective_text_encoder_lr if is_lora and config.train_text_encoder else None,
         "ss_optimizer": f"{optimizer}({config.optimizer_args})" if config.optimizer_args else optimizer,
         "ss_lr_scheduler": config.lr_schedule,
         "ss_lr_warmup_steps": duration_in_steps(config.warmup, plan.total_steps),
@@ -126,6 +127,8 @@ def _optimiser_keys(config: TrainConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _network_keys(config: TrainConfig) -> dict[str, Any]:
+    if config.method != "lora":
+        return {"ss_network_module": None}
     module, arguments = metadata_network(config)
     ratios = {
         "loraplus_unet_lr_ratio": config.loraplus_unet_ratio,
@@ -144,7 +147,7 @@ def _network_keys(config: TrainConfig) -> dict[str, Any]:
 
 def _model_keys(config: TrainConfig, model: DiffusionModel, run: RunFacts) -> dict[str, Any]:
     return {
-        **base_metadata(model.spec),
+        **base_metadata(model.spec, kind="lora" if config.method == "lora" else "textual-inversion"),
         "ss_sd_model_name": model.path.name if model.path else model.name,
         "ss_sd_model_hash": run.checkpoint_legacy_hash or None,
         "ss_new_sd_model_hash": model.file_hash or None,

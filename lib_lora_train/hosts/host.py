@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -90,6 +90,7 @@ class GenerationRequest:
 
     `lora` is a file name without extension, or "", `strength` the number after it in `<lora:name:strength>`.
     `lora_file` is the file that is meant: a host that would read another one of that name must not draw the image.
+    `embedding` is an embedding file whose name is in the prompt already.
     """
 
     prompt: str
@@ -103,6 +104,7 @@ class GenerationRequest:
     lora: str = ""
     strength: float = 1.0
     lora_file: Path | None = None
+    embedding: Path | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +171,11 @@ class Host(Protocol):
         ...
 
     @property
+    def embedding_dir(self) -> Path:
+        """The folder for new embeddings of textual inversion, in which the host finds them by name."""
+        ...
+
+    @property
     def lora_dirs(self) -> tuple[Path, ...]:
         """The folders in which, with their sub-folders, the host finds LoRA files by name."""
         ...
@@ -210,7 +217,7 @@ class Host(Protocol):
         ...
 
     def refresh_loras(self) -> None:
-        """Update the host's list of LoRAs so that new files appear."""
+        """Update the host's lists of LoRAs and embeddings so that new files appear."""
         ...
 
     def sampler_names(self) -> tuple[str, ...]:

@@ -62,6 +62,11 @@ class StandaloneHost:
         self._lock = FairLock()
 
     @property
+    def embedding_dir(self) -> Path:
+        """`embeddings` beside the LoRA folder, where ComfyUI has it."""
+        return self.lora_dir.parent / "embeddings"
+
+    @property
     def lora_dirs(self) -> tuple[Path, ...]:
         """The one folder."""
         return (self.lora_dir,)

@@ -14,6 +14,7 @@ from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
 from lib_lora_train.core.errors import DataError
 from lib_lora_train.core.wording import count, shorten_list
 from lib_lora_train.models import library_compat as compat
+from lib_lora_train.models.placeholder_words import without_word
 from lib_lora_train.models.prompt_weights import parse_plain_prompt, split_words
 from lib_lora_train.models.text_encoding import split_sections, tokenize_sections
 
@@ -104,7 +105,8 @@ def find_prompt_tokens(model: DiffusionModel, prompt: str, *, chunks: int, weigh
     """The tokens of a prompt that is encoded in at most this many chunks (`text_encoding`)."""
     tokenizer = model.tokenizers[0]
     (comma,) = compat.token_ids_without_ends(tokenizer, [","])[0]
-    (sections,) = tokenize_sections(model, [prompt], weighted=weighted)
+    with without_word(model):  # that of a run in progress
+        (sections,) = tokenize_sections(model, [prompt], weighted=weighted)
     places = [
         number * (CHUNK_TOKENS + 2) + 1 + index
         for number, chunk in enumerate(split_sections(sections, chunks, comma))

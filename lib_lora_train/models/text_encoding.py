@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS, MAX_CHUNKS
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.models import library_compat as compat
+from lib_lora_train.models.placeholder_words import PlaceholderWord, placeholder_word
 from lib_lora_train.models.prompt_weights import WeightedText, parse_plain_prompt, parse_weighted_prompt
 
 if TYPE_CHECKING:
@@ -89,18 +90,21 @@ def count_chunks(
 def _webui_chunks(model: DiffusionModel, captions: Sequence[str], max_chunks: int, weighted: bool) -> list[list[Chunk]]:
     """Each caption's chunks."""
     (comma,) = compat.token_ids_without_ends(model.tokenizers[0], [","])[0]
-    sections = tokenize_sections(model, captions, weighted=weighted)
-    return [split_sections(one, max_chunks, comma) for one in sections]
+    sections, word = tokenize_sections(model, captions, weighted=weighted), placeholder_word(model)
+    return [split_sections(one, max_chunks, comma, word) for one in sections]
 
 
 def tokenize_sections(model: DiffusionModel, captions: Sequence[str], *, weighted: bool) -> list[list[Chunk]]:
     """Each caption's tokens with their weights, in sections between BREAKs; any number of tokens, any may be empty.
 
-    Both SDXL encoders have the same vocabulary, so the first tokenizer is enough.
+    Both SDXL encoders have the same vocabulary, so the first tokenizer is enough. The ids of a placeholder word that is
+    on the model are above it.
     """
     parsed = [parse_weighted_prompt(caption) if weighted else parse_plain_prompt(caption) for caption in captions]
     texts = [part.text for parts in parsed for part in parts]
-    ids = iter(compat.token_ids_without_ends(model.tokenizers[0], texts) if texts else [])
+    spelled = compat.token_ids_without_ends(model.tokenizers[0], texts) if texts else []
+    word = placeholder_word(model)
+    ids = iter(map(word.replace, spelled) if word else spelled)
     return [_sections([(part, next(ids)) for part in parts]) for parts in parsed]
 
 
@@ -115,12 +119,14 @@ def _sections(parts: Sequence[tuple[WeightedText, list[int]]]) -> list[Chunk]:
     return sections
 
 
-def split_sections(sections: Sequence[Chunk], max_chunks: int, comma: int) -> list[Chunk]:
+def split_sections(
+    sections: Sequence[Chunk], max_chunks: int, comma: int, word: PlaceholderWord | None = None
+) -> list[Chunk]:
     """The chunks of one caption; a BREAK ends a chunk, even an empty one."""
     chunks: list[Chunk] = []
     for number, section in enumerate(sections):
         rest = section
-        for ids in split_chunks([token for token, _ in section], max_chunks - len(chunks), comma):
+        for ids in split_chunks([token for token, _ in section], max_chunks - len(chunks), comma, word):
             chunks.append(rest[: len(ids)])
             rest = rest[len(ids) :]
         if not section and number < len(sections) - 1:
@@ -128,17 +134,22 @@ def split_sections(sections: Sequence[Chunk], max_chunks: int, comma: int) -> li
     return chunks[:max_chunks]
 
 
-def split_chunks(ids: Sequence[int], max_chunks: int, comma: int) -> list[list[int]]:
+def split_chunks(
+    ids: Sequence[int], max_chunks: int, comma: int, word: PlaceholderWord | None = None
+) -> list[list[int]]:
     """The ids in at most `max_chunks` chunks of up to 75.
 
     A chunk that would split a tag ends after its last comma instead, if that is among the last 20 tokens, as in the
-    webuis; only the last chunk is always filled, so that as little as possible is lost.
+    webuis; only the last chunk is always filled, so that as little as possible is lost. The vectors of a placeholder
+    `word` stay together: one that does not fit begins the next chunk.
     """
     chunks: list[list[int]] = []
     rest = list(ids)
     while rest and len(chunks) < max_chunks:
         end = min(CHUNK_TOKENS, len(rest))
-        if len(rest) > CHUNK_TOKENS and len(chunks) + 1 < max_chunks and rest[CHUNK_TOKENS] != comma:
+        if word and len(rest) > CHUNK_TOKENS and word.is_inside(rest[CHUNK_TOKENS]):
+            end -= rest[CHUNK_TOKENS] - word.first
+        elif len(rest) > CHUNK_TOKENS and len(chunks) + 1 < max_chunks and rest[CHUNK_TOKENS] != comma:
             tail = [i for i in range(CHUNK_TOKENS - _COMMA_BACKTRACK, CHUNK_TOKENS) if rest[i] == comma]
             end = tail[-1] + 1 if tail else CHUNK_TOKENS
         chunks.append(rest[:end])

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from lib_lora_train.adapters.files.lora_file import SavedAdapter, write_adapter
 from lib_lora_train.adapters.files.spelling import lora_paths, spelled
+from lib_lora_train.config.method_catalog import named_word
 from lib_lora_train.core.errors import OutputError
 from lib_lora_train.core.events import Event, LoraRemoved, LoraWritten, Noted, StateChanged, StateSaved
 from lib_lora_train.core.memory_errors import saving
-from lib_lora_train.formats.lora_card import card_values, write_card
+from lib_lora_train.formats.lora_card import card_values, preview_path, write_card
 from lib_lora_train.formats.metadata import RunFacts, run_metadata
 from lib_lora_train.runs.checks.checkpoint_check import describe_loaded
 from lib_lora_train.runs.readable_files import describe_rewriting, readable_adapter, readable_metadata
@@ -144,7 +145,8 @@ def _remove_oldest(run: RunContext, files: Mapping[int, Path], keep: int) -> Ite
             path.unlink()
         with contextlib.suppress(OSError):
             run.folder.trained_form(path.name).unlink()
-        for card in (path.with_suffix(".json"), path.with_suffix(".png")):
+        is_embedding = bool(named_word(run.config))
+        for card in (path.with_suffix(".json"), preview_path(path, is_embedding=is_embedding)):
             _remove_card(run, card)
         del run.history.files[path]
         run.host.refresh_loras()
@@ -181,7 +183,7 @@ def _write_card(run: RunContext, lora: Path, epoch: int, step: int) -> Path | No
     notes = [progress, run.history.loss_text(epoch), model]
     values = card_values(
         architecture=run.model.spec.architecture,
-        triggers=[concept.trigger for concept in run.plan.dataset.concepts],
+        triggers=[lora.stem] if named_word(run.config) else [c.trigger for c in run.plan.dataset.concepts],
         description=run.config.comment,
         notes=", ".join(note for note in notes if note),
         webui=run.host.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lib_lora_train.config.method_catalog import nearest_lora
 from lib_lora_train.config.train_config import TrainConfig, duration_in_steps
 from lib_lora_train.core.events import Event, Noted, Resumed
 from lib_lora_train.core.wording import count
@@ -38,9 +39,10 @@ def report_resume(run: RunContext, state: TrainState) -> Iterator[Event]:
     yield Resumed(state.step)
     if all(state.config.get(name) == getattr(run.config, name) for name in ("epochs", "max_steps")):
         return
-    end = duration_in_steps(run.config.stop_text_encoder, run.plan.total_steps)
-    if run.config.train_text_encoder and 0 < run.config.stop_text_encoder < 1 and end > state.step:
-        text = f"{run.config.stop_text_encoder:g} now refers to the new length, so text encoders train until step {end}"
+    stop = nearest_lora(run.config).stop_text_encoder
+    end = duration_in_steps(stop, run.plan.total_steps)
+    if run.config.train_text_encoder and 0 < stop < 1 and end > state.step:
+        text = f"{stop:g} now refers to the new length, so text encoders train until step {end}"
         yield Noted("hint", "stop_text_encoder", f"{text}. To keep them frozen, start a new run from the LoRA file.")
     if run.config.lr_schedule in _LENGTH_INDEPENDENT:
         return

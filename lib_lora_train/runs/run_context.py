@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lib_lora_train.adapters.create import create_adapter
 from lib_lora_train.adapters.readable import count_file_values
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
@@ -25,11 +24,13 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.wording import count
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Host, Txt2Img
+from lib_lora_train.methods.registry import attach
 from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.checkpoint import legacy_hash
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
 from lib_lora_train.models.latents import encode_dataset
+from lib_lora_train.runs.checks.write_places import saving_places
 from lib_lora_train.runs.estimates.memory import DTYPE_BYTES, OPTIMIZER_BYTES
 from lib_lora_train.runs.records.folder import Identity, RunFolder, read_identity, write_identity
 from lib_lora_train.runs.records.history import RunHistory, read_history
@@ -112,7 +113,7 @@ def prepare_run(
     if state:
         identity = yield from _moved_identity(folder, config, host, lora_dir)
     else:
-        identity = _new_identity(config, host, lora_dir)
+        identity = _new_identity(config, host, folder.root.parent, lora_dir)
     identity = replace(identity, model=model.identity.values(), roots=_roots(identity, folder))
     _make_folder(Path(identity.lora_dir))
     adapter, values = yield from run_leased(host, model, control, lambda leased: _attach(leased, config, host.name))
@@ -155,8 +156,9 @@ def _moved_identity(
     identity = read_identity(folder)
     output_dir = user_path(config.output_dir) if config.output_dir else None
     before = read_move(folder).find(identity.lora_dir)
-    places = [place for place in (lora_dir, output_dir, before, host.lora_dir) if place is not None]
-    place = lora_dir or next((place for place in places if place.is_dir()), host.lora_dir)
+    usual = saving_places(folder.root.parent, host).file_dir(config)
+    places = [place for place in (lora_dir, output_dir, before, usual) if place is not None]
+    place = lora_dir or next((place for place in places if place.is_dir()), usual)
     if place != Path(identity.lora_dir):
         yield Noted(
             "hint", str(place), f"New LoRA files are saved here; earlier ones were saved in {identity.lora_dir}."
@@ -164,9 +166,11 @@ def _moved_identity(
     return replace(identity, lora_dir=str(place))
 
 
-def _new_identity(config: TrainConfig, host: Host, lora_dir: Path | None = None) -> Identity:
-    lora_dir = lora_dir or (user_path(config.output_dir) if config.output_dir else host.lora_dir)
-    name = unused_name((lora_dir, *host.lora_dirs), config.output_name)
+def _new_identity(config: TrainConfig, host: Host, home: Path, lora_dir: Path | None = None) -> Identity:
+    usual = saving_places(home, host).file_dir(config)
+    lora_dir = lora_dir or (user_path(config.output_dir) if config.output_dir else usual)
+    known = host.lora_dirs if usual == host.lora_dir else (usual,)
+    name = unused_name((lora_dir, *known), config.output_name)
     return Identity(name, str(lora_dir), uuid.uuid4().hex, time.time())
 
 
@@ -179,8 +183,9 @@ def _make_folder(folder: Path) -> None:
 
 def _attach(model: DiffusionModel, config: TrainConfig, webui: str) -> tuple[TrainedPart, int]:
     """The adapter on the model, and the number of values in each of its files."""
-    adapter = create_adapter(model, config)
-    return adapter, count_file_values(adapter.layers, webui) if config.files_for_webui else _count_parameters(adapter)
+    adapter = attach(model, config)
+    is_rewritten = config.files_for_webui and bool(adapter.layers)
+    return adapter, count_file_values(adapter.layers, webui) if is_rewritten else _count_parameters(adapter)
 
 
 def _count_parameters(adapter: TrainedPart) -> int:

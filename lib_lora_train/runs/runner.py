@@ -20,7 +20,7 @@ from lib_lora_train.core.errors import HostError, LoraTrainError
 from lib_lora_train.core.events import ACTIVE_STATES, Event, StateChanged, StepDone
 from lib_lora_train.models.model_identity import identity_from_values
 from lib_lora_train.runs.checks.model_check import read_expected_model
-from lib_lora_train.runs.checks.write_places import WritePlaces
+from lib_lora_train.runs.checks.write_places import WritePlaces, saving_places
 from lib_lora_train.runs.current_run import CurrentRun
 from lib_lora_train.runs.planning import RunPlan, plan_run
 from lib_lora_train.runs.queue import QueuedRun, RunQueue, new_entry
@@ -201,7 +201,7 @@ class Runner:
 
     def places(self) -> WritePlaces | None:
         """Where new runs will be written; None without a host."""
-        return WritePlaces(self.home, self.host.lora_dir) if self.host else None
+        return saving_places(self.home, self.host) if self.host else None
 
     @property
     def active_run(self) -> str:

@@ -41,7 +41,7 @@ from lib_lora_train.runs.checks.checkpoint_check import MODEL_NOTE, checkpoint_p
 from lib_lora_train.runs.checks.continued_file import continued_file_problems
 from lib_lora_train.runs.checks.form_check import form_problems
 from lib_lora_train.runs.checks.model_check import load_same_model
-from lib_lora_train.runs.checks.write_places import WritePlaces
+from lib_lora_train.runs.checks.write_places import WritePlaces, saving_places
 from lib_lora_train.runs.estimates.requirements import check_precision
 from lib_lora_train.runs.estimates.step_time import describe_workload
 from lib_lora_train.runs.images.samples import draw_grid, generate_sample_row, load_sample_rows
@@ -135,7 +135,7 @@ def _run_phases(
         if folder.config.is_file():
             yield Resumed(0)  # the run begins again
         write_toml_config(folder.config, config)
-    places = WritePlaces(folder.root.parent, options.lora_dir or host.lora_dir, folder)
+    places = saving_places(folder.root.parent, host, folder=folder, file_dir=options.lora_dir)
     run_plan = yield from _plan(config, run_plan, places)
     before = load_state(state) if state else None
     if before:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from lib_lora_train.config.method_catalog import name_in_prompt
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core import atomic_write
 from lib_lora_train.core.errors import OutputError
@@ -48,12 +49,23 @@ def pasted_names(infotext: str) -> frozenset[str] | None:
 
 
 def xyz_infotext(
-    prompt: SamplePrompt, loras: Sequence[str], seeds: Sequence[int], *, sampler: UsedSampler, clip_skip: int
+    prompt: SamplePrompt,
+    loras: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampler: UsedSampler,
+    clip_skip: int,
+    word: str = "",
 ) -> str:
     """Infotext that sets the webui's X/Y/Z plot to one column per LoRA file name and one row per seed.
 
-    The plot replaces the first name in the prompt by each of the names.
+    The plot replaces the first name in the prompt by each of the names. With a `word`, the files are embeddings, and
+    their names take its place.
     """
+    positive = f"{prompt.prompt} <lora:{loras[0]}:1>"
+    if word:
+        positive = name_in_prompt(prompt.prompt, word, loras[0])
+        positive = positive if loras[0] in positive else f"{positive}, {loras[0]}"
     settings = {
         "Script": "X/Y/Z plot",
         "X Type": "Prompt S/R",
@@ -63,7 +75,7 @@ def xyz_infotext(
         "Clip skip": clip_skip,
         **_SOURCE,
     }
-    return _join(f"{prompt.prompt} <lora:{loras[0]}:1>", prompt, sampler, settings)
+    return _join(positive, prompt, sampler, settings)
 
 
 def _join(positive: str, prompt: SamplePrompt, sampler: UsedSampler, more: Mapping[str, object]) -> str:

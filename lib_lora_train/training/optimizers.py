@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lib_lora_train.config.method_catalog import nearest_lora
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.optimizer_catalog import CUSTOM, OPTIMIZER_CATALOG, OptimizerInfo, uses_relative_step
 from lib_lora_train.config.train_config import TrainConfig
@@ -52,10 +53,11 @@ class Optimizer(Protocol):
 
 
 def group_rates(config: TrainConfig, names: Sequence[str]) -> dict[str, float]:
-    """Group → learning rate; `learning_rate` where a group's own is not set.
+    """Group → learning rate; `learning_rate` where a group's own is not set, as with every method but LoRA.
 
     The second text encoder's falls back to the first one's.
     """
+    config = nearest_lora(config)
     text = config.text_encoder_lr
     second = text if config.text_encoder_2_lr is None else config.text_encoder_2_lr
     own = {name: {"unet": config.unet_lr, "text_encoder_2": second}.get(name, text) for name in names}

@@ -1,4 +1,4 @@
-"""Captions to text conditions: encoded every time while a text encoder is trained, cached otherwise.
+"""Captions to text conditions: encoded every time while a text encoder or a word is trained, cached otherwise.
 
 Both are exact. The cache holds chunks of 75 tokens, which the encoders see one by one: each is encoded by itself, so
 that its values do not depend on its neighbours in a batch, and looked up by its tokens. An empty (dropped) caption is
@@ -20,6 +20,7 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.encoding_limits import CHUNK_TOKENS
 from lib_lora_train.core.events import Event, Noted, Progress
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.placeholder_words import active_word
 from lib_lora_train.models.prompt_encoder import pad_conditions
 from lib_lora_train.models.text_cache import TextCache, encoders_hash, prompt_key, text_key
 from lib_lora_train.models.text_encoding import (
@@ -95,7 +96,7 @@ class TextConditions:
         chunks = max(self._length(model, caption) for caption in captions)
         unique = list(dict.fromkeys(captions))
         tokens = [self._tokens(model, caption, chunks) for caption in unique]
-        if self.trained:
+        if self.trained or active_word(model):
             found = self._encoded(model, _concatenated(tokens))
         else:
             found = _stacked([self._condition(model, one) for one in tokens])
@@ -121,20 +122,22 @@ class TextConditions:
             self._condition(model, self._tokens(model, caption, self._length(model, caption)))
 
     def _length(self, model: DiffusionModel, caption: str) -> int:
-        known = self._lengths.get(caption)
+        key = (caption, active_word(model))
+        known = self._lengths.get(key)
         if known is not None:
             return known
-        return self._lengths.put(caption, count_chunks(model, [caption], self._chunks, weighted=self._weighted))
+        return self._lengths.put(key, count_chunks(model, [caption], self._chunks, weighted=self._weighted))
 
     def _tokens(self, model: DiffusionModel, caption: str, chunks: int) -> _Tokens:
-        known = self._ids.get((caption, chunks))
+        key = (caption, chunks, active_word(model))
+        known = self._ids.get(key)
         if known is not None:
             return known
         if self._weighted:
             tokens = _Tokens(*tokenize_weighted(model, [caption], chunks))
         else:
             tokens = _Tokens(tokenize(model, [caption], chunks), None)
-        return self._ids.put((caption, chunks), tokens)
+        return self._ids.put(key, tokens)
 
     def _encoded(self, model: DiffusionModel, tokens: _Tokens) -> TextCondition:
         return encode_text(model, tokens.ids, self._clip_skip, tokens.weights).to(model.device, model.dtype)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lib_lora_train.config.method_catalog import nearest_lora
 from lib_lora_train.config.optimizer_catalog import OPTIMIZER_CATALOG
 from lib_lora_train.config.train_config import TrainConfig, config_values, duration_in_steps
 from lib_lora_train.dataset.plan import Plan
@@ -68,8 +69,8 @@ class Training:
     @property
     def text_encoders_stopped(self) -> bool:
         """Whether `stop_text_encoder` has been reached."""
-        end = duration_in_steps(self.config.stop_text_encoder, self.plan.total_steps)
-        return bool(self.config.stop_text_encoder) and self.step >= end
+        stop = nearest_lora(self.config).stop_text_encoder
+        return bool(stop) and self.step >= duration_in_steps(stop, self.plan.total_steps)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -13,6 +13,7 @@ from lib_lora_train.formats.lora_card import recommend
 from lib_lora_train.runs.records.event_log import read_log
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.history import newest_advice, read_loras
+from lib_lora_train.runs.records.past_config import past_named_word
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.measuring import measure_in
 from lib_lora_train.web.task_session import TaskSession
@@ -59,7 +60,8 @@ class AdviceSession(TaskSession):
         path = files[advice["epoch"]]
         image = folder.strength_sample(advice["epoch"], advice["strength"], 1)
         preview = image if image.is_file() else folder.sample(advice["epoch"], 1)
-        recommend(path, strength=advice["strength"], reasons=" ".join(advice["reasons"]), preview=preview)
+        is_embedding, reasons = bool(past_named_word(folder)), " ".join(advice["reasons"])
+        recommend(path, strength=advice["strength"], reasons=reasons, preview=preview, is_embedding=is_embedding)
         self._runner.host.refresh_loras()
         return {"name": path.stem}
 

@@ -12,7 +12,7 @@ from lib_lora_train.core.errors import HostError, LoraTrainError, ModelError
 from lib_lora_train.hosts.host import other_lora
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.history import read_loras
-from lib_lora_train.runs.records.past_config import read_past_config
+from lib_lora_train.runs.records.past_config import past_named_word, read_past_config
 from lib_lora_train.sampling.infotext import sample_settings
 from lib_lora_train.sampling.used_sampler import used_sampler
 
@@ -35,17 +35,18 @@ class LoraUse:
     def use(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Why a run's LoRA file would not be read or cannot fit the loaded model, and the settings of its samples.
 
-        `misfit` is "" if all is well. HostError if the file is not one of the run's, or is missing.
+        `misfit` is "" if all is well. `word` is what the file's name replaces in prompts, "" for a LoRA. HostError if
+        the file is not one of the run's, or is missing.
         """
         folder, path = RunFolder(self._home / Path(str(values["run"])).name), str(values["path"])
         found = next((file for file in read_loras(folder) if str(file.path) == path), None)
         if found is None or found.is_missing:
             raise HostError(f"{Path(path).name} is missing: it was moved, renamed or deleted. Reload the page.")
-        loaded = self._loaded()
-        misfit = other_lora(self._lora_file(found.path.stem), found.path)
+        loaded, word = self._loaded(), past_named_word(folder)
+        misfit = "" if word else other_lora(self._lora_file(found.path.stem), found.path)
         if loaded and not misfit:
             misfit = find_misfit(found.path, loaded)
-        return {"misfit": misfit, "settings": _settings(folder)}
+        return {"misfit": misfit, "settings": _settings(folder), "word": word}
 
 
 def find_misfit(lora: Path, checkpoint: Path) -> str:

@@ -135,6 +135,10 @@ def _concept(**values: Any) -> dict[str, Any]:
     return {"concepts": (replace(_ZOK, **values),)}
 
 
+def _inversion(**values: Any) -> dict[str, Any]:
+    return {"method": "textual_inversion", "learning_rate": 5e-3, **_concept(class_word="cat"), **values}
+
+
 def _two(**values: Any) -> dict[str, Any]:
     return {"concepts": (_ZOK, Concept("/set/1_cat", **values))}
 
@@ -146,6 +150,16 @@ _SETTINGS: tuple[Mapping[str, Any], ...] = (
     _two(is_regularisation=True, trigger="zok"),
     _two(is_regularisation=True, use_masks=True),
     _two(trigger="cat"),
+    _inversion(rank=4),
+    _inversion(continue_from="a.safetensors"),
+    _inversion(embedding_vectors=32),
+    _inversion(prior_preservation="empty"),
+    _inversion(learning_rate=1e-4),
+    _inversion(learning_rate=0.5),
+    _inversion(**_concept(trigger="")),
+    _inversion(**_concept(trigger="zok, red")),
+    _inversion(**_concept(class_word="")),
+    _inversion(**_two(trigger="zap")),
     _concept(folder=""),
     _concept(trigger="", only_class_word=True),
     _concept(own_caption_dropout=0.9),
@@ -323,6 +337,7 @@ _WORLDS: tuple[Case, ...] = (
     Case({}, World(spec=_V2)),
     Case({"family": "ia3"}, _ANIMA),
     Case({"bucket_step": 8}, _ANIMA),
+    Case(_inversion(), _ANIMA),
     Case({"prediction_type": "epsilon"}, _ANIMA),
     Case({"train_unet": False, "train_text_encoder": True}, _ANIMA),
     Case({"sample_prompts": ("zok --w 520",)}, _ANIMA),

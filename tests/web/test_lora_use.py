@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib_lora_train.adapters.files.lora_file import write_adapter
+from lib_lora_train.config.train_config import Concept
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.events import LoraWritten
 from lib_lora_train.formats.toml import write_toml_config
@@ -77,6 +78,7 @@ def test_the_settings_are_those_of_the_runs_first_sample(tmp_path: Path) -> None
     answer = uses(tmp_path).use({"run": folder.root.name, "path": str(lora)})
     assert answer == {
         "misfit": "",
+        "word": "",
         "settings": "Steps: 12, Sampler: DPM++ 2M Karras, CFG scale: 3.5, Size: 128x192, Clip skip: 2, "
         "Source: LoRA Train",
     }
@@ -99,7 +101,7 @@ def test_a_run_without_readable_settings_can_still_be_used(tmp_path: Path) -> No
     folder = run_with(tmp_path, lora)
     folder.config.write_text("= broken", encoding="utf-8")
     answer = uses(tmp_path).use({"run": folder.root.name, "path": str(lora)})
-    assert answer == {"misfit": "", "settings": ""}
+    assert answer == {"misfit": "", "settings": "", "word": ""}
     assert lora_use._settings(RunFolder(tmp_path)) == ""
 
 
@@ -109,3 +111,13 @@ def test_a_file_whose_name_stands_in_another_folder_too_is_not_taken_for_that(tm
     misfit = uses(tmp_path, tmp_path / "more" / "zok.safetensors").use(values)["misfit"]
     assert "two LoRA files named zok" in misfit and str(tmp_path / "more") in misfit
     assert uses(tmp_path, tmp_path / "here" / ".." / "zok.safetensors").use(values)["misfit"] == ""
+
+
+def test_word_of_an_embedding_is_named_so_that_the_files_name_takes_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "zok.safetensors"
+    file.touch()
+    embedding = run_with(tmp_path, file, method="textual_inversion", concepts=(Concept("set", trigger="zok"),))
+    answer = uses(tmp_path).use({"run": embedding.root.name, "path": str(file)})
+    assert (answer["word"], answer["misfit"]) == ("zok", "")
+    lora = run_with(tmp_path, file)
+    assert uses(tmp_path).use({"run": lora.root.name, "path": str(file)})["word"] == ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,22 @@ def write_adapter(
 
 def read_adapter(path: Path | str) -> AdapterFile:
     """The LoRA at `path`; AdapterError for a missing or damaged file, or a file of another kind."""
+    return read_tensors(path, "a LoRA", check=_refuse_other_files)
+
+
+def read_tensors(
+    path: Path | str, what: str, *, check: Callable[[Path, Collection[str]], None] = lambda _path, _keys: None
+) -> AdapterFile:
+    """The file at `path`, which is to be `what`; `check` raises for keys of another kind, before tensors are read.
+
+    AdapterError for a missing or damaged file.
+    """
     path = Path(path)
     if reason := explain_wrong_path(path, ".safetensors"):
-        raise AdapterError(f"{path} {reason} Choose a LoRA file (.safetensors).")
+        raise AdapterError(f"{path} {reason} Choose {what} file (.safetensors).")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
-            _refuse_other_files(path, set(opened.keys()))
+            check(path, set(opened.keys()))
             state = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
             metadata = dict(opened.metadata() or {})
     except OSError as error:

@@ -21,7 +21,9 @@ _SPECIFIC = (
 
 
 def validate_network(config: TrainConfig) -> Iterator[Problem]:
-    """All problems of family, rank, alpha and layers."""
+    """All problems of family, rank, alpha and layers; none if the method is not LoRA, as they have no effect then."""
+    if config.method != "lora":
+        return
     yield from _limits(config)
     yield from _scale(config)
     yield from _rates(config)
@@ -31,9 +33,9 @@ def validate_network(config: TrainConfig) -> Iterator[Problem]:
 
 
 def has_family_specific_lr(config: TrainConfig) -> bool:
-    """Whether the family needs other learning rates than LoRA, so that the optimiser's limits do not apply."""
+    """Whether family or method need other learning rates than LoRA, so that the optimiser's limits do not apply."""
     rates = _info(config).rates
-    return rates is not None and rates.low > 0
+    return config.method != "lora" or (rates is not None and rates.low > 0)
 
 
 def _info(config: TrainConfig) -> FamilyInfo:

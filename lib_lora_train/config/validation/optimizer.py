@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lib_lora_train.config.family_catalog import FAMILY_CATALOG
+from lib_lora_train.config.method_catalog import nearest_lora
 from lib_lora_train.config.optimizer_args import parse_optimizer_args
 from lib_lora_train.config.optimizer_catalog import (
     ARGUMENT_LENGTHS,
@@ -17,6 +18,7 @@ from lib_lora_train.config.optimizer_catalog import (
 )
 from lib_lora_train.config.problems import error_at, hint_at, unused, warning_at
 from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.validation.method import USUAL_EMBEDDING_RATE
 from lib_lora_train.config.validation.network import has_family_specific_lr
 from lib_lora_train.core.errors import ConfigError, Problem
 from lib_lora_train.core.image_sizes import SMALLEST_SD_PX
@@ -28,8 +30,9 @@ _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 
 def validate_optimizer(config: TrainConfig) -> Iterator[Problem]:
     """All problems of the trained parts, their learning rates and the optimiser."""
-    yield from _parts(config)
-    yield from _text_encoders(config)
+    if config.method == "lora":
+        yield from _parts(config)
+        yield from _text_encoders(config)
     arguments: Mapping[str, object] = {}
     try:
         arguments = parse_optimizer_args(config.optimizer_args)
@@ -52,6 +55,7 @@ def validate_optimizer(config: TrainConfig) -> Iterator[Problem]:
 
 def learning_rates(config: TrainConfig) -> dict[str, float]:
     """The learning rates in use, by the setting that determines each; the UNet's first."""
+    config = nearest_lora(config)
     rates: dict[str, float] = {}
     for is_trained, name in ((config.train_unet, "unet_lr"), (config.train_text_encoder, "text_encoder_lr")):
         own = getattr(config, name)
@@ -98,6 +102,9 @@ def usual_learning_rates(config: TrainConfig, name: str) -> Iterator[float]:
     1 is one of them only for an optimiser that finds the rate itself.
     """
     kind, rates = OPTIMIZER_CATALOG[config.optimizer], FAMILY_CATALOG[config.family].rates
+    if config.method != "lora" and not kind.estimates_lr:
+        yield USUAL_EMBEDDING_RATE
+        return
     is_text = name.startswith("text_encoder")
     if kind.estimates_lr:
         yield 1.0
@@ -190,7 +197,7 @@ def _fixed_rates(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
             text = f"{ratio:g} × {rate:g} is high for the up matrices. Lower the learning rate or the ratio."
             yield warning_at("loraplus_unet_ratio", text)
     unet, text_encoder = config.effective_unet_lr, config.effective_text_encoder_lr
-    if config.train_unet and config.train_text_encoder and 0 < unet < text_encoder:
+    if config.method == "lora" and config.train_unet and config.train_text_encoder and 0 < unet < text_encoder:
         text = f"{text_encoder:g} is higher than the UNet's {unet:g}: the text encoder will overtrain first."
         yield warning_at("text_encoder_lr", f"{text} Half to a tenth is usual.")
     yield from _linear_rule(config, kind)
@@ -200,7 +207,7 @@ def _linear_rule(config: TrainConfig, kind: OptimizerInfo) -> Iterator[Problem]:
     """Goyal et al. 2017: with n times the images per step, the learning rate can be n times as high."""
     images = config.batch_size * config.gradient_accumulation
     rate = config.learning_rate
-    if images >= _LARGE_BATCH and 0 < rate <= kind.usual_lr:
+    if config.method == "lora" and images >= _LARGE_BATCH and 0 < rate <= kind.usual_lr:
         text = (
             f"{rate:g} suits small batches; with {count(images, 'image')} per step the guides go up to "
             f"{rate * images:g}"

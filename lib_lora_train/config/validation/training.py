@@ -208,7 +208,8 @@ def _preservation(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _memory(config: TrainConfig) -> Iterator[Problem]:
-    if config.lora_precision != "fp32" and config.family == "lora" and config.rank <= _SMALL_RANK:
+    is_small = config.method == config.family == "lora" and config.rank <= _SMALL_RANK
+    if config.lora_precision != "fp32" and is_small:
         text = (
             f"{config.lora_precision} saves little memory at rank {config.rank} and adds rounding noise. fp32 is exact."
         )

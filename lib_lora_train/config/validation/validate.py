@@ -19,6 +19,7 @@ from lib_lora_train.config.sample_prompts import (
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.config.validation.captions import validate_captions
 from lib_lora_train.config.validation.concepts import validate_concepts
+from lib_lora_train.config.validation.method import validate_method
 from lib_lora_train.config.validation.network import validate_network
 from lib_lora_train.config.validation.optimizer import validate_optimizer
 from lib_lora_train.config.validation.training import validate_training
@@ -211,6 +212,7 @@ _CHECKS: tuple[Callable[[TrainConfig], Iterator[Problem]], ...] = (
     validate_optimizer,
     _steps,
     validate_training,
+    validate_method,
     validate_network,
     _output,
     _samples,

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch
 from lib_lora_train.hosts.webui import interrogators, txt2img, upscaling
+from lib_lora_train.hosts.webui.embeddings import embedding_folder, refresh_embeddings, require_embedding
 from lib_lora_train.hosts.webui.options import lora_folder, lora_folders
 from lib_lora_train.hosts.webui.sampling_settings import sampler_options
 from lib_lora_train.sampling.sampler_options import SamplerOptions
@@ -62,6 +63,11 @@ class CommonWebui(ABC):
         """`--lora-dir`, and Forge Neo's `--lora-dirs`."""
         return lora_folders(self._shared)
 
+    @property
+    def embedding_dir(self) -> Path:
+        """`--embeddings-dir`."""
+        return embedding_folder(self._shared)
+
     def lora_file(self, name: str) -> Path | None:
         """By the list of the built-in extension, where the last of several files of a name counts."""
         return txt2img.listed_lora(lora_networks(), name)
@@ -91,10 +97,11 @@ class CommonWebui(ABC):
         return tuple(dict.fromkeys(Path(info.filename) for info in listed.values()))
 
     def refresh_loras(self) -> None:
-        """Rescan the LoRA folder, as the list's refresh button does."""
+        """Rescan the LoRA folder, as the list's refresh button does, and Forge's embeddings."""
         networks = lora_networks()
         if networks is not None:
             networks.list_available_networks()
+        refresh_embeddings(self._models.model_data.sd_model)
 
     def sampler_names(self) -> tuple[str, ...]:
         """The samplers in the webui's drop-down."""
@@ -104,6 +111,8 @@ class CommonWebui(ABC):
         """One image, as if a user had pressed *Generate*."""
         if request.lora:
             txt2img.require_lora(lora_networks(), request.lora, request.lora_file)
+        if request.embedding:
+            require_embedding(self._models.model_data.sd_model, request.embedding.stem)
         return txt2img.generate(request, sampler, watch, flow_shift=self.flow_shift)
 
     def upscaler_names(self) -> tuple[str, ...]:

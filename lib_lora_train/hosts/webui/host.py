@@ -87,6 +87,11 @@ class WebuiHost:
         """All folders in which the webui finds LoRA files."""
         return self._webui.lora_dirs
 
+    @property
+    def embedding_dir(self) -> Path:
+        """The webui's folder of embeddings."""
+        return self._webui.embedding_dir
+
     def lora_file(self, name: str) -> Path | None:
         """The file that the webui reads under this name."""
         return self._webui.lora_file(name)
@@ -184,7 +189,7 @@ class WebuiHost:
         return encoder.tokens(texts) if encoder else None
 
     def refresh_loras(self) -> None:
-        """Update the webui's list of LoRAs so that new files appear.
+        """Update the webui's lists of LoRAs and embeddings so that new files appear.
 
         The webui empties its list first, so a generation meanwhile would miss its LoRAs: hence under the lock.
         """

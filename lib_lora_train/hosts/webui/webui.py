@@ -43,6 +43,9 @@ class Webui(Protocol):
     @property
     def lora_dirs(self) -> tuple[Path, ...]: ...
 
+    @property
+    def embedding_dir(self) -> Path: ...
+
     def lora_file(self, name: str) -> Path | None:
         """The file that the webui's list has under this name, None if it has none; called without the lock."""
 
@@ -67,7 +70,7 @@ class Webui(Protocol):
         """The current model's weights on the device, free of LoRAs the webui wrote into them."""
 
     def refresh_loras(self) -> None:
-        """Rescan the LoRA folder."""
+        """Rescan the folders of LoRAs and embeddings."""
 
     def other_selection(self) -> str:
         """What the next generation would load first ("checkpoint", "VAE"…); "" if it uses the model in memory."""

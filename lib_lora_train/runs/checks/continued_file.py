@@ -40,7 +40,7 @@ def continued_file_problems(config: TrainConfig, spec: ModelSpec | None = None) 
 
     `spec`: the model that will be trained; None if it is unknown, so that only the file's contents count.
     """
-    if not config.continue_from:
+    if not config.continue_from or config.method != "lora":
         return
     try:
         parsed = _read_parsed(user_path(config.continue_from))

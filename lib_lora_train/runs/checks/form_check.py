@@ -59,8 +59,10 @@ _DISTINCTIVE = (
 def form_problems(config: TrainConfig, webui: str, spec: ModelSpec | None = None) -> Iterator[Problem]:
     """What the webui in use, or others, would make of the files. `webui`: its name, "" stand-alone.
 
-    An error if the file that the run continues cannot be read.
+    An error if the file that the run continues cannot be read. None for embeddings, which all of them read.
     """
+    if config.method != "lora":
+        return
     yield from _continued_file(config)
     form = next((one for one in trained_forms(config) if is_misread(webui, one)), "")
     if config.files_for_webui:

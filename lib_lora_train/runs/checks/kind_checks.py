@@ -29,6 +29,9 @@ def kind_problems(spec: ModelSpec, config: TrainConfig) -> Iterator[Problem]:
     if kind.has_unet_blocks:
         yield from _odd_sides(kind.even_step, title, config.bucket_step)
         return
+    if config.method != "lora":
+        text = f"{config.method} is not made for {title}, whose text encoder is used as a whole. Choose lora."
+        yield Problem("error", "method", text, (("method", "lora"),))
     yield from _sizes(kind.side_step, title, config)
     if config.prediction_type not in ("auto", spec.prediction_type):
         text = f"{config.prediction_type} is wrong for {title}, which is always a rectified flow. Set it to auto."

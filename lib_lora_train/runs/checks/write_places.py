@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train.config.method_catalog import METHOD_CATALOG
 from lib_lora_train.config.sample_prompts import writes_own_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.core.writable import scan_write_obstacle
+from lib_lora_train.hosts.host import Host
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.tensorboard import tensorboard_folder
 
@@ -22,12 +24,25 @@ from lib_lora_train.runs.records.tensorboard import tensorboard_folder
 class WritePlaces:
     """`home` gets the run folder and the caches, `lora_dir` the LoRA files if the settings name no other folder.
 
-    `folder` is the run's own if it exists already.
+    `embedding_dir` is that of embeddings, None if it is `lora_dir`. `folder` is the run's own if it exists already.
     """
 
     home: Path
     lora_dir: Path
     folder: RunFolder | None = None
+    embedding_dir: Path | None = None
+
+    def file_dir(self, config: TrainConfig) -> Path:
+        """Where the files of a run go that names no other folder."""
+        is_embedding = METHOD_CATALOG[config.method].is_named_in_prompts
+        return self.embedding_dir if is_embedding and self.embedding_dir else self.lora_dir
+
+
+def saving_places(
+    home: Path, host: Host, *, folder: RunFolder | None = None, file_dir: Path | None = None
+) -> WritePlaces:
+    """The places of runs in `home`; `file_dir` is for the files of any method, None for the host's folders."""
+    return WritePlaces(home, file_dir or host.lora_dir, folder, file_dir or host.embedding_dir)
 
 
 def place_problems(config: TrainConfig, places: WritePlaces) -> list[Problem]:
@@ -43,8 +58,8 @@ def output_dir_problems(config: TrainConfig) -> list[Problem]:
 
 
 def _problems(config: TrainConfig, places: WritePlaces) -> Iterator[Problem]:
-    if not config.output_dir and (obstacle := scan_write_obstacle(places.lora_dir.absolute())):
-        text = f"the LoRA files would be saved in {places.lora_dir}, but {obstacle}. Choose another folder."
+    if not config.output_dir and (obstacle := scan_write_obstacle(places.file_dir(config).absolute())):
+        text = f"the LoRA files would be saved in {places.file_dir(config)}, but {obstacle}. Choose another folder."
         yield Problem("error", "output_dir", text)
     folder = places.folder.root if places.folder else places.home
     if obstacle := scan_write_obstacle(folder.absolute()):

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib_lora_train.config.method_catalog import nearest_lora
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.encoding_limits import BATCH_IMAGES, BATCH_PX, CHUNK_TOKENS
 from lib_lora_train.core.errors import LoraTrainError
@@ -125,6 +126,7 @@ def estimate_memory(
 
     `weights`: of a loaded model that is quantised. AdapterError if lists of block settings do not fit the model.
     """
+    config = nearest_lora(config)
     size = dtype_bytes or DTYPE_BYTES.get(config.precision, model.dtype_bytes)
     batch, positions = _largest_batch(plan)
     unet, texts, count = _passes(model.spec, config, positions, is_half=size == 2)

@@ -166,7 +166,7 @@ def _savings(config: TrainConfig, run_target: RunTarget) -> Iterator[tuple[str, 
         yield "batch_size", changes, f"set batch_size to 1 and gradient_accumulation to {steps}"
     if not run_target.is_loaded and not config.fp8_base:
         yield "fp8_base", {"fp8_base": True}, "turn on fp8_base"
-    if config.train_text_encoder and config.train_unet:
+    if config.method == "lora" and config.train_text_encoder and config.train_unet:
         yield "train_text_encoder", {"train_text_encoder": False}, "turn off train_text_encoder"
 
 

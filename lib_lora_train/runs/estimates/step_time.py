@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from lib_lora_train.config.method_catalog import trains_text
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.events import Workload
 from lib_lora_train.dataset.plan import Plan
@@ -56,10 +57,16 @@ def describe_workload(config: TrainConfig, plan: Plan, *, architecture: str, dev
         family=architecture,
         device=device,
         pixels_per_step=relative_step_cost(config) * pixels / max(1, plan.steps_per_epoch),
-        adapter="dora " * config.dora + f"{config.family} {config.targets}",
+        adapter=_describe_adapter(config),
         checkpointing=config.gradient_checkpointing,
-        text_encoder=config.train_text_encoder,
+        text_encoder=trains_text(config),
     )
+
+
+def _describe_adapter(config: TrainConfig) -> str:
+    if config.method != "lora":
+        return config.method
+    return "dora " * config.dora + f"{config.family} {config.targets}"
 
 
 def relative_step_cost(config: TrainConfig) -> float:

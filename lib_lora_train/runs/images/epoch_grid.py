@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
+from lib_lora_train.config.method_catalog import named_word
 from lib_lora_train.config.sample_prompts import SamplePrompt, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError, OutputError
@@ -98,7 +99,13 @@ class GridTask:
 
     def request(self, row: LoraRow, prompt: SamplePrompt) -> GenerationRequest:
         """What is drawn in a cell."""
-        return generation_request(prompt, lora=row.path, clip_skip=self.config.clip_skip, strength=row.strength)
+        return generation_request(
+            prompt,
+            lora=row.path,
+            clip_skip=self.config.clip_skip,
+            strength=row.strength,
+            word=named_word(self.config),
+        )
 
     def files(self) -> dict[str, Path]:
         """The LoRA files by their names in prompts."""

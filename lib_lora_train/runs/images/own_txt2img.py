@@ -19,7 +19,9 @@ from lib_lora_train.core.errors import GenerationInterrupted, HostError
 from lib_lora_train.core.generators import WithResult
 from lib_lora_train.core.wording import join_names
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, Host
+from lib_lora_train.methods.textual_inversion import embedding_on_model
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.models.placeholder_words import placeholder_word
 from lib_lora_train.sampling.infotext import infotext
 from lib_lora_train.sampling.sample import sample_in_steps
 from lib_lora_train.sampling.samplers import sampler_for
@@ -85,9 +87,13 @@ class OwnTxt2Img:
 
     @contextmanager
     def _lora(self, model: DiffusionModel, request: GenerationRequest) -> Iterator[None]:
-        """Inside, the model has the LoRA of the request at its strength."""
-        if has_adapter(model):
+        """Inside, the model has the embedding of the request, or its LoRA at its strength."""
+        if has_adapter(model) or placeholder_word(model):
             raise HostError("A training is using this model. Draw the grid again when it has ended.")
+        if request.embedding:
+            with embedding_on_model(model, request.embedding, request.embedding.stem):
+                yield
+            return
         if not request.lora:
             yield
             return

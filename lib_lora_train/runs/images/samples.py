@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from lib_lora_train.config.method_catalog import name_in_prompt, named_word
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import AdapterError, HostError, MemoryFullError, ModelUnavailableError, OutputError
@@ -79,7 +81,14 @@ def generate_sample_row(run: RunContext, epoch: int, step: int = 0) -> Iterator[
     path = run.history.epoch_files().get(epoch)
     if path and not step:
         yield from try_write_card(
-            run, path, partial(write_preview, path, partial(run.images[epoch][0].save, format="PNG"))
+            run,
+            path,
+            partial(
+                write_preview,
+                path,
+                partial(run.images[epoch][0].save, format="PNG"),
+                is_embedding=bool(named_word(run.config)),
+            ),
         )
 
 
@@ -110,18 +119,21 @@ def _images(
     config, total = run.config, len(run.prompts)
     if run.txt2img:
         file = _lora_for_webui(run, epoch, step)
-        request = generation_request(prompts[0], lora=file, clip_skip=config.clip_skip)
+        request = generation_request(prompts[0], lora=file, clip_skip=config.clip_skip, word=named_word(config))
         generated = yield from generate_in_webui(run.txt2img, request, run.control, done=before, total=total)
         return [(generated.image, generated.infotext)]
     images = yield from _sampled(run, prompts, epoch, before=before)
+    word = named_word(config)
     lora = step_name(run.name, step) if step else epoch_name(run.name, epoch) if epoch else ""
     text = partial(
         infotext,
         sampler=sampler_for(run.model.schedule, config.sample_sampler, run.host.sampler_options),
         clip_skip=config.clip_skip,
         model=run.model.name,
-        lora=lora,
+        lora="" if word else lora,
     )
+    if word and lora:
+        prompts = [replace(one, prompt=name_in_prompt(one.prompt, word, lora)) for one in prompts]
     texts = list(map(text, prompts))
     return list(zip(images, texts, strict=True))
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lib_lora_train.config.method_catalog import name_in_prompt
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.core.control import Control, RunStoppedError
 from lib_lora_train.core.errors import GenerationInterrupted
@@ -21,10 +22,17 @@ _LOOK_SECONDS = 0.2
 
 
 def generation_request(
-    prompt: SamplePrompt, *, lora: Path | None, clip_skip: int, strength: float = 1.0
+    prompt: SamplePrompt, *, lora: Path | None, clip_skip: int, strength: float = 1.0, word: str = ""
 ) -> GenerationRequest:
-    """The request for a sample prompt with a LoRA file (None: without) at a strength."""
+    """The request for a sample prompt with a LoRA file (None: without) at a strength.
+
+    With a `word`, the file is an embedding, and the prompt has its name in the place of this word.
+    """
+    embedding = lora if word else None
+    if embedding:
+        prompt, lora = replace(prompt, prompt=name_in_prompt(prompt.prompt, word, embedding.stem, strength)), None
     return GenerationRequest(
+        embedding=embedding,
         prompt=prompt.prompt,
         negative=prompt.negative,
         width=prompt.width,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lib_lora_train.adapters.file_on_model import FileOnModel, without_adapter
 from lib_lora_train.adapters.files.lora_file import read_adapter
+from lib_lora_train.config.method_catalog import named_word
 from lib_lora_train.config.sample_prompts import SamplePrompt, prompt_groups, sample_prompts
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
@@ -72,13 +73,20 @@ class StrengthTest:
         epochs = sorted(self.files.keys() & self.samples.keys() - {0})
         if 0 not in self.samples or not self._concepts:
             return
-        while place := next_place(self.trials, epochs):
+        while place := self._next_place(epochs):
             row, images = yield from self._row(place)
             trial = yield from self._measure(place, row)
             if trial is None:
                 return
             self.trials.append(trial)
             yield StrengthTested(trial.epoch, trial.strength, trial.likeness, trial.change, trial.roughness, images)
+
+    def _next_place(self, epochs: Sequence[int]) -> TrialPlace | None:
+        """What to try next; an embedding has no strength, so only its epochs are compared."""
+        if not named_word(self.config):
+            return next_place(self.trials, epochs)
+        tried = {trial.epoch for trial in self.trials}
+        return next((TrialPlace(epoch, 1.0) for epoch in epochs if epoch not in tried), None)
 
     # --- images ---------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lib_lora_train.config.method_catalog import named_word
 from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.core.errors import TrainingError
+from lib_lora_train.core.errors import LoraTrainError, TrainingError
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
 from lib_lora_train.runs.records.folder import RunFolder, read_identity
@@ -36,3 +37,11 @@ def config_as_trained(config: TrainConfig, trained: ModelIdentity) -> TrainConfi
     """
     known = {name: getattr(trained, name) for name in _KEPT}
     return config.replace(**{name: value for name, value in known.items() if value and getattr(config, name) == "auto"})
+
+
+def past_named_word(folder: RunFolder) -> str:
+    """The word in whose place a prompt has the name of a file of this run; "" for LoRAs and unreadable settings."""
+    try:
+        return named_word(read_past_config(folder))
+    except LoraTrainError:
+        return ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib_lora_train.config.method_catalog import named_word
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.config.train_config import TrainConfig, read_config
 from lib_lora_train.config.validation.validate import require_usable
@@ -224,4 +225,5 @@ def xyz_text(home: Path, name: str = "") -> str:
     seeds = [first.seed + number for number in range(_XYZ_SEEDS)]
     names = [Path(path).stem for path in run["loras"]]
     sampler = used_sampler(config.effective_sampler, config.prediction_type)
-    return xyz_infotext(first, names, seeds, sampler=sampler, clip_skip=config.clip_skip)
+    word = named_word(config)
+    return xyz_infotext(first, names, seeds, sampler=sampler, clip_skip=config.clip_skip, word=word)

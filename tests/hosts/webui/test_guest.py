@@ -124,7 +124,7 @@ ENTRIES: dict[str, Callable[[WebuiHost], object]] = {
     "plan": lambda host: host.run_target(TrainConfig()),
     "sampler options": lambda host: host.sampler_options,
     "names": lambda host: (host.sampler_names(), host.upscaler_names(), host.tagger_names(), host.lora_dir),
-    "LoRA files": lambda host: (host.lora_dirs, host.lora_file("zok")),
+    "LoRA files": lambda host: (host.lora_dirs, host.lora_file("zok"), host.embedding_dir),
     "tokens": lambda host: host.prompt_tokens(["zok"]),
     "checkpoints": lambda host: host.checkpoint_files(),
     "sample": generate,
@@ -163,7 +163,7 @@ def test_every_entry_into_the_host_is_compared(host: WebuiHost) -> None:
     covered = {
         *("lease", "load_model", "run_target", "sampler_options", "lora_dir", "sampler_names", "upscaler_names"),
         *("tagger_names", "txt2img", "generate", "upscale", "tagger", "refresh_loras", "has_waiters", "name"),
-        *("follows_selection", "checkpoint_files", "lora_dirs", "lora_file", "prompt_tokens"),
+        *("follows_selection", "checkpoint_files", "lora_dirs", "lora_file", "prompt_tokens", "embedding_dir"),
     }
     assert {name for name in dir(host) if not name.startswith("_")} == covered
 

@@ -47,7 +47,8 @@ def shared_module(lora_dir: Path, **values: Any) -> ModuleType:
     def option_info(default: Any, label: str, section: tuple[str, str]) -> SimpleNamespace:
         return SimpleNamespace(default=default, label=label, section=section)
 
-    options = SimpleNamespace(lora_dir=str(lora_dir), no_prompt_history=False)
+    folders = {"lora_dir": str(lora_dir), "embeddings_dir": str(lora_dir.parent / "embeddings")}
+    options = SimpleNamespace(**folders, no_prompt_history=False)
     values.setdefault("config_filename", str(lora_dir.parent / "config.json"))
     values.setdefault("total_tqdm", SimpleNamespace(clear=lambda: None))
     return module_of("modules.shared", cmd_opts=options, opts=Options(), OptionInfo=option_info, **values)
