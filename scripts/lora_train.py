@@ -1,6 +1,7 @@
-"""Run by the webui when it starts: import the whole package, then register the tab, settings and routes.
+"""Run by the webui when it starts: register the tab, settings and routes.
 
-Everything is imported now because a webui's script path is only valid while its scripts load.
+A webui's script path is only valid while its scripts load. The package is imported now, so that its modules are found
+later, when a page opens the trainer.
 """
 
 from modules import script_callbacks

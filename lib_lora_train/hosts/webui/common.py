@@ -25,7 +25,7 @@ _WRAPPER = re.compile(r"\.wrapped(?=\.)")
 
 
 class CommonWebui(ABC):
-    """The common half of `hosts.webui.webui.Webui`. The webui's modules are imported once, when the script loads."""
+    """The common half of `hosts.webui.webui.Webui`. The webui's modules are imported once, when the host is made."""
 
     def __init__(self) -> None:
         from modules import call_queue, sd_models, shared
