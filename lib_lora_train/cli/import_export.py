@@ -13,9 +13,12 @@ from lib_lora_train.config.train_config import read_config
 
 def add_import_export(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands for other programs' settings."""
-    importer = command(commands, "import", run_import, "Convert kohya settings or a LoRA's metadata to TOML.")
+    importer = command(commands, "import", run_import, "Convert settings of kohya, OneTrainer or a LoRA to TOML.")
     importer.add_argument(
-        "file", type=Path, metavar="FILE", help="a kohya_ss .json, an sd-scripts .toml or a .safetensors"
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="kohya_ss or OneTrainer .json, sd-scripts .toml or .safetensors",
     )
     importer.add_argument("--dataset", type=Path, metavar="DATASET.toml", help="sd-scripts' dataset file, if any")
     importer.add_argument(

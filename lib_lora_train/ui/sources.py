@@ -61,7 +61,7 @@ def build_sources(presets: Sequence[str]) -> Sources:
         file = build_input(
             "Import settings from",
             "import_file",
-            info="kohya's .json or .toml, or any LoRA",
+            info="From kohya_ss, sd-scripts or OneTrainer, or any LoRA",
             placeholder="/path/to/settings.json",
         )
         import_ = build_button(

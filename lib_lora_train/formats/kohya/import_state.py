@@ -20,6 +20,7 @@ PARAMETERS = {parameter.name: parameter for parameter in parameters_of(TrainConf
 Source = Literal["gui", "script", "metadata"]
 
 AT_DEFAULT = "has kohya's default value"
+AT_DEFAULT_THERE = "is at its default there"
 EMPTY = "is empty"
 ZERO = "is 0, which means off in kohya's tools"
 FACT = "describes that run and is not a setting"
@@ -29,7 +30,7 @@ REPLACED = "is replaced by what its warning says"
 ONLY_HERE = "is not for training, and only this program has it"
 NO_EFFECT = "has no effect with these settings"
 SOMETIMES = "matters only for"
-_HARMLESS = (AT_DEFAULT, EMPTY, ZERO, FACT, NOT_NEEDED, ONLY_HERE, NO_EFFECT)
+_HARMLESS = (AT_DEFAULT, AT_DEFAULT_THERE, EMPTY, ZERO, FACT, NOT_NEEDED, ONLY_HERE, NO_EFFECT)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from lib_lora_train.formats.kohya.importer import (
 )
 from lib_lora_train.formats.kohya.other_models import find_other_model
 from lib_lora_train.formats.kohya.other_tabs import why_not_a_lora
+from lib_lora_train.formats.onetrainer.importer import from_onetrainer, is_onetrainer
 from lib_lora_train.formats.text_file import read_text_file
 from lib_lora_train.formats.toml import PATH_SETTINGS, read_toml_config
 
@@ -43,7 +44,7 @@ def read_settings(path: Path, dataset: Path | None = None) -> Imported:
     readers = {".json": _read_text_settings, ".toml": _read_text_settings, ".safetensors": _read_lora_settings}
     if ending not in readers:
         what = explain_wrong_path(path) or "is another kind of file."
-        readable = "a .json of the kohya_ss GUI, a .toml of sd-scripts or a LoRA (.safetensors)"
+        readable = "a .json of the kohya_ss GUI or OneTrainer, a .toml of sd-scripts or a LoRA"
         raise SettingsFileError(path, f"{what} Settings can be imported from {readable}.")
     imported = readers[ending](path, dataset)
     config, moved = _with_absolute_paths(imported.config, path.absolute().parent)
@@ -74,6 +75,12 @@ def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
 
 def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     values = _read_values(path)
+    if is_onetrainer(values):
+        if dataset is not None:
+            raise SettingsFileError(path, "is for OneTrainer, which has no dataset file. Leave that out.")
+        return from_onetrainer(values, path.absolute().parent)
+    if not isinstance(values, Mapping):
+        raise SettingsFileError(path, "is not a table of settings.")
     if "datasets" in values:
         if dataset is not None:
             raise SettingsFileError(path, "is itself a dataset file. Give the other settings first, or leave one out.")
@@ -90,7 +97,7 @@ def _read_text_settings(path: Path, dataset: Path | None) -> Imported:
     named = strip_value(flat_values(values).get("dataset_config"))
     if dataset is None and named is not None and (path.parent / str(named)).is_file():
         dataset = path.parent / str(named)
-    folders = read_folders(_read_values(dataset)) if dataset else NO_FOLDERS
+    folders = read_folders(_read_table(dataset)) if dataset else NO_FOLDERS
     if path.suffix.lower() == ".json":
         return from_gui(values, folders)
     return from_script(_with_read_prompts(flat_values(values), path.parent), folders)
@@ -108,17 +115,21 @@ def _with_read_prompts(values: dict[str, Any], base: Path) -> dict[str, Any]:
     return {**values, "sample_prompts": text}
 
 
-def _read_values(path: Path) -> Mapping[str, Any]:
-    """The table in a .toml or .json file."""
+def _read_table(path: Path) -> Mapping[str, Any]:
+    values = _read_values(path)
+    if not isinstance(values, Mapping):
+        raise SettingsFileError(path, "is not a table of settings.")
+    return values
+
+
+def _read_values(path: Path) -> Any:
+    """The table in a .toml or .json file; a .json may have anything else."""
     if path.suffix.lower() != ".json":
         return read_toml_config(path)
     try:
-        values = json.loads(read_text_file(path, ".json"))
+        return json.loads(read_text_file(path, ".json"))
     except (ValueError, RecursionError):
         raise SettingsFileError(path, "is not valid JSON. Save the settings again in kohya's GUI.") from None
-    if not isinstance(values, dict):
-        raise SettingsFileError(path, "is not a table of settings.")
-    return values
 
 
 def _is_ours(values: Mapping[str, Any]) -> bool:

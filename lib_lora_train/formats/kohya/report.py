@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from lib_lora_train.core.wording import as_sentence
 from lib_lora_train.formats.kohya.import_state import (
     AT_DEFAULT,
+    AT_DEFAULT_THERE,
     EMPTY,
     FACT,
     NO_EFFECT,
@@ -21,7 +22,8 @@ from lib_lora_train.formats.kohya.import_state import (
 _MAX_LENGTH = 60
 _TITLES = {
     AT_DEFAULT: "At kohya's default",
-    EMPTY: "Empty",
+    AT_DEFAULT_THERE: "At its default",
+    EMPTY: "Empty or off",
     ZERO: "0, which means off",
     FACT: "Describes that run",
     NOT_NEEDED: "Not needed here",
