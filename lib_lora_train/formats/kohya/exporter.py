@@ -16,7 +16,7 @@ import tomlkit
 
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import OutputError, SettingsFileError
+from lib_lora_train.core.errors import ConfigError, OutputError, Problem, SettingsFileError
 from lib_lora_train.formats.kohya.dataset import read_folders
 from lib_lora_train.formats.kohya.dataset_export import (
     Subset,
@@ -64,6 +64,7 @@ class Exported:
 
 def to_gui(config: TrainConfig) -> Exported:
     """The settings for the GUI. Imported again they give the same config, except for what `lost` names."""
+    _require_lora(config)
     if fits_gui_folders(config):
         values = gui_values(config)
         folders = (replace(one, folder=absolute_path(one.folder)) for one in config.concepts)
@@ -79,6 +80,7 @@ def to_gui(config: TrainConfig) -> Exported:
 
 def to_script(config: TrainConfig) -> Exported:
     """The settings for sd-scripts. Imported again they give the same config, except for what `lost` names."""
+    _require_lora(config)
     subsets = read_subsets(config)
     values = script_arguments(config, subsets)
     dataset = dataset_table(config, subsets) if subsets else {}
@@ -87,6 +89,12 @@ def to_script(config: TrainConfig) -> Exported:
     read_back = from_script(with_prompts, read_folders(dataset) if dataset else NO_FOLDERS).config
     lost = lost_settings(config, read_back, subsets, "sd-scripts")
     return Exported(values, lost, dataset, prompts, _to_do(config))
+
+
+def _require_lora(config: TrainConfig) -> None:
+    if config.method != "lora":
+        text = f"is {config.method}: only the settings of a LoRA can be exported for kohya's tools."
+        raise ConfigError([Problem("error", "method", text)])
 
 
 def write_exported(path: Path, config: TrainConfig, target: Target) -> Exported:

@@ -12,6 +12,8 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
 
 _TEXTS: dict[str, list[Any]] = {
+    "method": ["lora"],
+    "embedding_init_text": [""],
     "checkpoint": ["/models/base.safetensors"],
     "vae": ["/models/vae.pt"],
     "continue_from": ["/loras/before.safetensors"],
