@@ -21,6 +21,7 @@ from lib_lora_train.lora_tools.edit_metadata import (
     THUMBNAIL,
     MetadataEdit,
     describe_metadata,
+    edit_metadata,
     without_folders,
     write_edited,
 )
@@ -82,6 +83,16 @@ def test_an_edited_file_has_the_same_tensors_and_the_new_entries(tmp_path: Path)
     assert kind == "data:image/jpeg;base64" and Image.open(io.BytesIO(base64.b64decode(data))).size == (256, 128)
     with pytest.raises(LoraTrainError, match="already exists"):
         write_edited(old, new, MetadataEdit())
+
+
+def test_paths_stay_unless_they_are_stripped() -> None:
+    assert (
+        edit_metadata(METADATA, MetadataEdit({"trigger": "zok"}), name="new").items()
+        >= {
+            **METADATA,
+            "ss_output_name": "new",
+        }.items()
+    )
 
 
 def test_long_values_are_cut_and_images_are_not_shown() -> None:

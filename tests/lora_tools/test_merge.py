@@ -86,12 +86,16 @@ def test_both_matrices_of_a_merged_lora_have_the_same_norm_and_an_empty_one_stay
     """So that none leaves the range of fp16. fp32 products of square roots: 1e-6."""
     model = tiny_model()
     file, _ = file_of(model, AdapterSpec(rank=2, alpha=1.0), "a")
-    empty = replace(file, state={key: torch.zeros_like(t) if "lora_up" in key else t for key, t in file.state.items()})
-    state = merge([(file, 100.0), (empty, 1.0)], model).state
+    no_up, no_down = (
+        replace(file, state={key: torch.zeros_like(t) if side in key else t for key, t in file.state.items()})
+        for side in ("lora_up", "lora_down")
+    )
+    state = merge([(file, 100.0), (no_up, 1.0), (no_down, 1.0)], model).state
     for key in (key for key in state if key.endswith("lora_up.weight")):
         up, down = state[key], state[key.replace("lora_up", "lora_down")]
         assert float(up[:, :2].norm()) == pytest.approx(float(down[:2].norm()), rel=1e-6)
-        assert not up[:, 2:].any() and torch.isfinite(down).all()
+        assert not up[:, 2:4].any() and not down[4:].any()
+        assert torch.isfinite(up).all() and torch.isfinite(down).all()
 
 
 def test_a_bias_is_added_to_the_layers_own_and_named_where_there_is_none() -> None:
