@@ -169,7 +169,9 @@ def test_clamping_cuts_the_values_at_the_quantile_of_both_signs(base: Path) -> N
     # numpy interpolates between neighbours, which differ by 1e-3 here; half of the values are mirrored ones
     torch.testing.assert_close(up @ down, expected, rtol=0, atol=1e-4)
     assert float(up.abs().max()) == pytest.approx(limit, rel=5e-3)
-    exact = plain[f"{KEYS[LINEAR]}.lora_up.weight"] @ plain[f"{KEYS[LINEAR]}.lora_down.weight"]
+    unclamped = [plain[f"{KEYS[LINEAR]}.lora_{side}.weight"] for side in ("up", "down")]
+    assert float(unclamped[0].norm()) == pytest.approx(float(unclamped[1].norm()), rel=1e-5), "fp32, sums of squares"
+    exact = unclamped[0] @ unclamped[1]
     assert (exact - up @ down).norm() > 0.01 * exact.norm(), "the limit was reached"
 
 
@@ -242,6 +244,21 @@ def test_files_that_do_not_belong_together_are_refused(base: Path, tmp_path: Pat
         with pytest.raises((AdapterError, ModelError), match=message):
             extract(first, second, EVERYTHING, on_layer=lambda done, _total: started.append(done))
     assert not started, "no work begins"
+
+
+def test_models_of_one_kind_with_other_shapes_are_refused_with_the_first_tensor(base: Path) -> None:
+    tensors = load_file(base)
+    for name, tensor in tensors.items():
+        if name.startswith("cond_stage_model.") and ".mlp.fc1." in name:
+            tensors[name] = torch.cat([tensor, tensor])
+        if name.startswith("cond_stage_model.") and name.endswith(".mlp.fc2.weight"):
+            tensors[name] = torch.cat([tensor, tensor], dim=1)
+    wide = base.with_name("wide.safetensors")
+    with safe_open(str(base), framework="pt") as file:
+        save_file(tensors, wide, metadata=file.metadata())
+    first = r"text_encoder_1\.encoder\.layers\.0\.mlp\.fc1\.bias"
+    with pytest.raises(AdapterError, match=rf"have \d+ tensors of different shapes, the first is {first}\."):
+        extract(base, wide, EVERYTHING)
 
 
 def test_extract_on_the_command_line(
