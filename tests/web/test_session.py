@@ -38,7 +38,7 @@ def test_the_page_requests_exactly_the_actions_that_exist(tmp_path: Path) -> Non
     steps = re.findall(r"`\$\{task}-(\w+)`", tools)
     names |= {f"{task}-{step}" for task in re.findall(r"\"([\w-]+)\", output, request", tools) for step in steps}
     session, _ = open_small_session(tmp_path)
-    only_http = {"sweep-request", "image-losses-list", "tags-list"}
+    only_http = {"sweep-request", "image-losses-list", "tags-list", "form-export"}
     assert names | only_http == set(session._actions)
 
 
