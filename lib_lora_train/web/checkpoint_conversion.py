@@ -6,20 +6,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib_lora_train.core.background_task import BackgroundTask
 from lib_lora_train.core.control import RunStoppedError
 from lib_lora_train.core.errors import ModelError
 from lib_lora_train.lora_tools.checkpoint_changes import CheckpointChanges
 from lib_lora_train.web.json_values import optional_path
 from lib_lora_train.web.lora_tools import output_path
+from lib_lora_train.web.task_session import TaskSession
 
 
-class CheckpointConversion:
-    """Converts one checkpoint at a time, beside the original; existing files are never overwritten."""
+class CheckpointConversion(TaskSession):
+    """Converts one checkpoint at a time, beside the original; existing files are never overwritten.
+
+    `stop` ends it after the current tensor; nothing is written.
+    """
 
     def __init__(self) -> None:
+        super().__init__("conversion")
         self._result: dict[str, Any] | None = None
-        self.task = BackgroundTask("conversion")
 
     def actions(self) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         """The actions that the page can request, by name."""
@@ -41,11 +44,6 @@ class CheckpointConversion:
     def status(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         """The progress, and what was written last, None while it runs."""
         return {**self.task.status(), "result": self._result}
-
-    def stop(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop after the current tensor; nothing is written. The status."""
-        self.task.stop()
-        return self.status({})
 
     def _convert(self, source: Path, path: Path, changes: CheckpointChanges) -> None:
         from lib_lora_train.lora_tools.convert_checkpoint import convert_checkpoint
