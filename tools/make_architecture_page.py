@@ -22,7 +22,7 @@ ROOMS: dict[str, str] = {
     "dataset_tools": "dataset check and repairs, caption edits, taggers, cropping, upscaling",
     "models": "checkpoint → UNet, text encoders, VAE; latents, prompts, noise schedule, caches",
     "adapters": "every kind of LoRA, one file per family; injection into a model; LoRA files",
-    "formats": "metadata in LoRA files, TOML, import and export of kohya settings",
+    "formats": "metadata in LoRA files, TOML, import and export of other trainers' settings",
     "methods": "ways to train: a LoRA, or something else; one file each",
     "training": "the training loop: loss, noise, optimisers, schedules, EMA, resuming",
     "sampling": "samplers, sample images, the grid of epochs and prompts",

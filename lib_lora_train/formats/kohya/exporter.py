@@ -128,9 +128,7 @@ _COMMENT = """# For sd-scripts: accelerate launch train_network.py --config_file
 
 
 def _toml(values: Mapping[str, Any]) -> str:
-    """The values as TOML, lists of texts one in each line."""
-    text: str = tomlkit.dumps(values)
-    return text
+    return str(tomlkit.dumps(values))
 
 
 def _to_do(config: TrainConfig) -> tuple[str, ...]:
