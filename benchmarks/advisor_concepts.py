@@ -25,8 +25,8 @@ from tiny_sd.emoji import NOUNS
 from tiny_sd.mascot import caption_mascot_scene, draw_mascot, draw_mascot_scene, render_mascot_scene
 from tiny_sd.scenes import Drawings
 
-from lib_lora_train.demo.concept_detector import ConceptDetector, HueRange
-from lib_lora_train.demo.demo import MASCOT
+from lib_lora_train.runs.demo.concept_detector import ConceptDetector, HueRange
+from lib_lora_train.runs.demo.demo import MASCOT
 
 BACKGROUNDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")  # as in the demo's dataset
 COMPANION_EVERY = 5

@@ -27,8 +27,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from lib_lora_train.config.sample_prompts import SamplePrompt
-from lib_lora_train.demo.concept_detector import ConceptDetector
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.demo.concept_detector import ConceptDetector
 from lib_lora_train.sampling.sample import sample_images
 
 STRENGTHS = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0)

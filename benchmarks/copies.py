@@ -45,11 +45,11 @@ from tiny_sd.scenes import COLOURS, LATENT_PX, SHAPES, SIZE_PX, draw_backdrop, d
 from benchmarks.advisor_concepts import BACKGROUNDS, CONCEPTS
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
 from lib_lora_train.core.control import Control
-from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.evaluation.features import image_features, similarity
 from lib_lora_train.evaluation.sample_scale import CopyRule, Look, copy_rule, look_at, pixel_similarity
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
+from lib_lora_train.runs.demo.demo import demo_config
 from lib_lora_train.runs.records.event_log import log_events
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training

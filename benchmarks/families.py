@@ -32,9 +32,9 @@ from lib_lora_train.config.presets import find_preset
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import LoraWritten
-from lib_lora_train.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+from lib_lora_train.runs.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.runs.trainer import run_training
 

@@ -37,8 +37,8 @@ from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns, run_command, train_log
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.generators import result_of
-from lib_lora_train.demo.demo import DEMO_SET, demo_config
 from lib_lora_train.evaluation.image_excess import STANDS_OUT, ImageLoss, describe_image, rate_images
+from lib_lora_train.runs.demo.demo import DEMO_SET, demo_config
 from lib_lora_train.runs.measures.image_list import image_from_record
 from lib_lora_train.runs.measures.image_losses import measure_past_run
 

@@ -45,10 +45,10 @@ from lib_lora_train.core.generators import result_of
 from lib_lora_train.core.measures import BLEED, DRIFT
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
-from lib_lora_train.demo.demo import DEMO_SET, DemoEvaluator, demo_config
 from lib_lora_train.evaluation.prompt_effect import PromptEffect, TriggerPrompt
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.demo.demo import DEMO_SET, DemoEvaluator, demo_config
 from lib_lora_train.runs.images.regularisation_images import draw_regularisation_images, wanted_images
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training

@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import GridDrawn
-from lib_lora_train.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.checkpoint import load_checkpoint
 from lib_lora_train.models.diffusion_model import DiffusionModel, ModelOverrides, assemble, with_overrides
@@ -44,6 +43,7 @@ from lib_lora_train.models.noise_schedule import (
     scaled_linear_schedule,
 )
 from lib_lora_train.models.text_encoding import TextCondition
+from lib_lora_train.runs.demo.demo import DemoEvaluator, demo_config
 from lib_lora_train.runs.records.folder import new_run_folder
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import encode_prompts

@@ -48,8 +48,8 @@ from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns, run_command, train_log
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.generators import result_of
-from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.evaluation.tag_report import RatedTag, rate_tags
+from lib_lora_train.runs.demo.demo import demo_config
 from lib_lora_train.runs.images.tag_images import SEEDS
 from lib_lora_train.runs.measures.tag_list import TagList, tag_from_record
 from lib_lora_train.runs.measures.tag_report import measure_tags

@@ -29,10 +29,10 @@ from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import StepDone
-from lib_lora_train.demo.demo import DEMO_SET, DemoEvaluator, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
+from lib_lora_train.runs.demo.demo import DEMO_SET, DemoEvaluator, demo_config
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 

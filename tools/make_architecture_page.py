@@ -30,7 +30,6 @@ ROOMS: dict[str, str] = {
     "lora_tools": "check, convert, resize, extract and merge LoRA files",
     "hosts": "where the model and the GPU come from: a webui, or none",
     "runs": "a whole run: planning, estimates, run folder, queue, history, logs",
-    "demo": "a run with the included demo dataset, and its pass mark",
     "api": "the Python API: plan, train, load and merge",
     "web": "HTTP routes and the state behind the page, without gradio",
     "ui": "the gradio page: its panels and callbacks",

@@ -37,7 +37,6 @@ ROOMS: Mapping[str, str] = {
     "lora_tools": "Checking, converting and merging LoRAs",
     "hosts": "The webui",
     "runs": "Runs and the queue",
-    "demo": "The demo",
     "api": "The Python API",
     "web": "The page and the HTTP API",
     "ui": "The tab",

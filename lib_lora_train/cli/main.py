@@ -189,7 +189,7 @@ def run_demo(options: argparse.Namespace) -> int:
     """Run the demo; LoraTrainError if its LoRA does not pass the gate."""
     from lib_lora_train.cli.show_run import show_run
     from lib_lora_train.core.control import Control
-    from lib_lora_train.demo import demo
+    from lib_lora_train.runs.demo import demo
 
     control = Control()
     show_run(demo.run_demo((options.out or PROJECT_ROOT).absolute(), control), control)

@@ -19,10 +19,10 @@ import uvicorn
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import HostError
 from lib_lora_train.core.project import PROJECT_ROOT
-from lib_lora_train.demo.demo import demo_config
 from lib_lora_train.hosts.host import Host
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.embedded import EMBEDDED_CHECKPOINT
+from lib_lora_train.runs.demo.demo import demo_config
 from lib_lora_train.runs.runner import Runner
 from lib_lora_train.ui.tab import build_tab
 from lib_lora_train.web.guard import DoorRules, RequestGuard, is_this_machine, own_names

@@ -12,11 +12,11 @@ from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.validate import validate
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import scan_dataset
-from lib_lora_train.demo.demo import Gate, demo_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache, Posterior
 from lib_lora_train.models.latents import encode_dataset
+from lib_lora_train.runs.demo.demo import Gate, demo_config
 from lib_lora_train.training.fixed_noise_loss import TIMESTEPS, Probe, drift, make_probe, probe_loss, probe_predictions
 from tests.stand_ins.training_parts import random_latents, shared_model, small_config, small_plan
 

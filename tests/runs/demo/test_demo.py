@@ -13,8 +13,8 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.errors import GateError
 from lib_lora_train.core.events import Advised, EpochDone, Event, Measured, StrengthTested
-from lib_lora_train.demo import demo
-from lib_lora_train.demo.demo import Report, demo_config, run_demo
+from lib_lora_train.runs.demo import demo
+from lib_lora_train.runs.demo.demo import Report, demo_config, run_demo
 from lib_lora_train.runs.records.folder import new_run_folder
 from tests.stand_ins.run_parts import NOT_MEASURED
 
@@ -39,7 +39,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch is measured on samples of two prompts instead of ten."""
     for name in ("CONCEPT_PROMPTS", "CONTROL_PROMPTS"):
-        monkeypatch.setattr(f"lib_lora_train.demo.demo.{name}", getattr(demo, name)[:1])
+        monkeypatch.setattr(f"lib_lora_train.runs.demo.demo.{name}", getattr(demo, name)[:1])
 
 
 def test_demo_that_learnt_nothing_fails_and_still_writes_its_report(quick: TrainConfig, tmp_path: Path) -> None:

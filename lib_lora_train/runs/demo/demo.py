@@ -27,11 +27,11 @@ from lib_lora_train.core.generators import result_of
 from lib_lora_train.core.project import PROJECT_ROOT
 from lib_lora_train.dataset.planner import make_plan
 from lib_lora_train.dataset.scan import read_dataset
-from lib_lora_train.demo.concept_detector import ConceptDetector, HueRange
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.methods.trained_part import TrainedPart
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latents import encode_dataset
+from lib_lora_train.runs.demo.concept_detector import ConceptDetector, HueRange
 from lib_lora_train.runs.records.folder import RunFolder, new_run_folder
 from lib_lora_train.runs.records.reports import rated_values
 from lib_lora_train.runs.trainer import run_training

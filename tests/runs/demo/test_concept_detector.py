@@ -12,11 +12,11 @@ from tiny_sd.emoji import NOUNS
 from tiny_sd.mascot import draw_mascot, draw_mascot_scene, render_mascot_scene
 from tiny_sd.scenes import COLOURS, TEXTURES, Drawings, draw_backdrop, draw_scene, render_scene
 
-from lib_lora_train.demo.concept_detector import ConceptDetector, HueRange
-from lib_lora_train.demo.demo import MASCOT
+from lib_lora_train.runs.demo.concept_detector import ConceptDetector, HueRange
+from lib_lora_train.runs.demo.demo import MASCOT
 
 SAMPLES = Path(__file__).parent / "samples"
-EMOJI = Path(__file__).parents[1] / "evaluation" / "emoji"
+EMOJI = Path(__file__).parents[2] / "evaluation" / "emoji"
 SIDE = 128
 
 
