@@ -17,7 +17,9 @@ def add_convert_checkpoint(commands: Any, command: Callable[..., argparse.Argume
     summary = "Write a checkpoint (.ckpt or .safetensors) as safetensors: smaller, or with a VAE in it."
     parser = command(commands, "convert-checkpoint", run_convert_checkpoint, summary)
     parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint or VAE: .safetensors, .ckpt, .pt")
-    parser.add_argument("--precision", choices=PRECISIONS, default="", help="of the weights (default: as they are)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="", help="precision of the weights (default: as they are)"
+    )
     parser.add_argument("--vae", type=Path, metavar="FILE", help="a VAE to put in place of the checkpoint's own")
     parser.add_argument(
         "--ema",
@@ -25,7 +27,7 @@ def add_convert_checkpoint(commands: Any, command: Callable[..., argparse.Argume
         default="drop",
         help="; ".join(f"{name}: {meaning}" for name, meaning in EMA_CHOICES.items()) + " (default: drop)",
     )
-    add_output(parser, "FILE, or FILE-fp16 or similar")
+    add_output(parser, "FILE, or FILE-fp16 or similar", "name of the new file")
 
 
 def run_convert_checkpoint(options: argparse.Namespace) -> int:

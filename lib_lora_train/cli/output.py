@@ -10,11 +10,11 @@ from lib_lora_train.core.user_paths import user_path
 from lib_lora_train.lora_tools.new_file import ENDING, new_file
 
 
-def add_output(command: argparse.ArgumentParser, default: str) -> None:
+def add_output(
+    command: argparse.ArgumentParser, default: str, meaning: str = "name of the new file and of the LoRA in prompts"
+) -> None:
     """Add the name and folder of the file that a tool writes; `default` is its usual name."""
-    command.add_argument(
-        "--name", default="", help=f"name of the new file and of the LoRA in prompts (default: {default})"
-    )
+    command.add_argument("--name", default="", help=f"{meaning} (default: {default})")
     command.add_argument(
         "--out", type=Path, metavar="PATH", help="its folder, or the whole file (default: the current folder)"
     )

@@ -11,7 +11,7 @@ from lib_lora_train.core.errors import LoraTrainError
 PRECISIONS = ("fp16", "bf16", "fp32")
 EMA_CHOICES: Mapping[str, str] = {
     "drop": "leave the EMA weights out, which only trainers need",
-    "use": "take the EMA weights as the UNet, if the file has any",
+    "use": "use the EMA weights as the UNet",
     "keep": "copy them too",
 }
 

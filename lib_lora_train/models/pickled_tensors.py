@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lib_lora_train.core.errors import ModelError
+from lib_lora_train.models.weight_files import PICKLE_ENDINGS
 
 _STORAGES: Mapping[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
@@ -31,9 +32,11 @@ _STORAGES: Mapping[str, torch.dtype] = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
 }
 _MAX_PICKLE_BYTES = 1 << 27  # of what describes the tensors; a checkpoint of SDXL has less than 1 MiB
 _MAX_NESTED = 4  # state dicts within state dicts
+_PLAIN = (int, float, str, bytes, tuple, list, type(None))  # values beside the tensors that hold none
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class PickledTensors:
             ) from reason
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is to be read as a pickle: by its content, else by its ending."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04" or path.suffix.lower() in PICKLE_ENDINGS
+    except OSError:
+        return path.suffix.lower() in PICKLE_ENDINGS
+
+
 @contextmanager
 def open_pickled(path: Path) -> Iterator[PickledTensors]:
     """The tensors of the file's state dict.
@@ -81,9 +93,9 @@ def open_pickled(path: Path) -> Iterator[PickledTensors]:
     """
     try:
         file = zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist.") from None
-    except (OSError, zipfile.BadZipFile) as reason:
+    except OSError as reason:
+        raise ModelError(f"{path} cannot be read: {reason.strerror or reason}.") from reason
+    except zipfile.BadZipFile as reason:
         raise ModelError(f"{path.name} {_explain_no_archive(path)}") from reason
     with file:
         folder, content = _content(path, file)
@@ -93,6 +105,8 @@ def open_pickled(path: Path) -> Iterator[PickledTensors]:
 def _explain_no_archive(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(16)
+    if start[8:10] == b'{"':
+        return "is a safetensors file with another ending. Rename it to .safetensors."
     if start[:1] == b"\x80":
         return "was written by PyTorch before 1.6, in a format that cannot be read safely. Look for a newer file."
     return "is not a checkpoint of PyTorch, or the download is incomplete. Download it again."
@@ -123,10 +137,13 @@ def _state_dict(path: Path, content: Any) -> dict[str, PickledTensor]:
         if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
             break
         content = content["state_dict"]
-    named = content.items() if isinstance(content, dict) else ()
-    tensors = {str(name): value for name, value in named if isinstance(value, PickledTensor)}
+    named = content if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in named.items() if isinstance(value, PickledTensor)}
     if not tensors:
         raise ModelError(f"{path.name} has no weights under names: it is not a checkpoint.")
+    for name, value in named.items():
+        if not isinstance(name, str) or not isinstance(value, (PickledTensor, *_PLAIN)):
+            raise ModelError(f"{path.name}: {name} is not a tensor of a kind that can be read, so nothing is.")
     return tensors
 
 
@@ -134,6 +151,7 @@ def _state_dict(path: Path, content: Any) -> dict[str, PickledTensor]:
 class _Storage:
     key: str
     dtype: torch.dtype
+    """Its elements', unless the tensor has a dtype of its own."""
 
 
 class _Dict(dict[Any, Any]):
@@ -181,11 +199,12 @@ class _Call:
 class _RebuildTensor(_Call):
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_more: Any) -> Any:
-        """The tensor's place; of `_more`, whether it has a gradient says nothing here."""
+    def __call__(self, storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *more: Any) -> Any:
+        """The tensor's place; of `more`, only a dtype says something, which those have that are not the storage's."""
         if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("a tensor without a storage")
-        return PickledTensor(storage.key, storage.dtype, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
+            return _Inert()
+        dtype = next((value for value in more if isinstance(value, torch.dtype)), storage.dtype)
+        return PickledTensor(storage.key, dtype, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
 
 
 class _RebuildParameter(_Call):
@@ -199,12 +218,14 @@ class _RebuildParameter(_Call):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name in the pickle."""
-        if (module, name) in (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")):
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
             return _RebuildTensor()
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return _RebuildParameter()
-        if module == "torch" and name in _STORAGES:
+        if module in ("torch", "torch.storage") and name in _STORAGES:
             return name
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if (module, name) in (("collections", "OrderedDict"), ("collections", "defaultdict"), ("builtins", "dict")):
             return _Dict if name != "defaultdict" else _Inert
         return _Inert

@@ -37,6 +37,8 @@ class _LazySession:
         return page_key()
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by Python itself, such as to copy or inspect
+            raise AttributeError(name)
         return getattr(self._opened(), name)
 
     def _opened(self) -> Session:

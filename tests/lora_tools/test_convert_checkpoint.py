@@ -104,13 +104,53 @@ def test_ema_weights_are_left_out_or_used_or_kept(tmp_path: Path, model: dict[st
     loss = {"first_stage_model.loss.logvar": torch.ones(1)}
     source = write(tmp_path, {**model, **ema, **loss})
     new, written = converted(source)
-    assert new.keys() == model.keys() and written.notes == ("0 MiB that only trainers need were left out.",)
+    assert new.keys() == model.keys() and written.notes == ("What only trainers need was left out: 0.1 MiB.",)
+    with pytest.raises(ModelError, match="EMA weights for a part of its UNet only: model.diffusion_model"):
+        converted(source, ema="use")
+    ema |= {_ema(name): 2 * tensor for name, tensor in model.items() if name.startswith("model.")}
+    source = write(tmp_path, {**model, **ema, **loss})
     new, written = converted(source, ema="use")
     assert torch.equal(new[FIRST], 2 * model[FIRST]) and new.keys() == model.keys()
     assert "The UNet is that of the EMA weights." in written.notes
     assert converted(source, ema="keep")[0].keys() == model.keys() | ema.keys()
     with pytest.raises(ModelError, match="has no EMA weights"):
         converted(write(tmp_path, model), ema="use")
+
+
+def _ema(name: str) -> str:
+    return "model_ema." + name.removeprefix("model.").replace(".", "")
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, model: dict[str, Tensor]) -> None:
+    vae = write(tmp_path, {"encoder.conv_in.weight": torch.ones(2), "loss.logvar": torch.ones(1)}, "vae.pt")
+    assert list(converted(vae)[0]) == ["encoder.conv_in.weight"]
+    for name, tensors, message in [
+        ("lora.pt", {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "lora.pt: This is a LoRA"),
+        ("ti.pt", {"emb_params": torch.ones(2, 2)}, "ti.pt: This is a textual-inversion embedding"),
+        ("ema.ckpt", {"model_ema.x": torch.ones(2)}, "has EMA weights alone"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            converted(write(tmp_path, tensors, name))
+    with pytest.raises(ModelError, match="has no UNet, so it needs no VAE"):
+        converted(vae, vae=vae)
+    with pytest.raises(ModelError, match="is a folder"):
+        converted(tmp_path)
+
+
+def test_a_file_in_8_bit_is_widened_unless_it_has_scales(tmp_path: Path, model: dict[str, Tensor]) -> None:
+    small = {**model, FIRST: model[FIRST].to(torch.float8_e4m3fn)}
+    for name in ("model.ckpt", "model.safetensors"):
+        new, _ = converted(write(tmp_path, small, name), precision="fp16")
+        assert new[FIRST].dtype == torch.float16 and torch.equal(new[FIRST], small[FIRST].half())
+        assert converted(write(tmp_path, small, name))[0][FIRST].dtype == torch.float8_e4m3fn
+    scaled = write(tmp_path, {**small, FIRST.replace("weight", "scale_weight"): torch.ones(1)})
+    with pytest.raises(ModelError, match="stored in 8 bit or less with scales"):
+        converted(scaled, precision="fp16")
+
+
+def test_the_ending_is_not_trusted(tmp_path: Path, model: dict[str, Tensor]) -> None:
+    renamed = write(tmp_path, model).rename(tmp_path / "model.safetensors")
+    assert converted(renamed)[0].keys() == model.keys()
 
 
 def test_rounded_position_ids_are_put_right(tmp_path: Path, model: dict[str, Tensor]) -> None:
@@ -122,15 +162,16 @@ def test_rounded_position_ids_are_put_right(tmp_path: Path, model: dict[str, Ten
     assert written.notes == ("2 position ids of the text encoder put right.",)
 
 
-def test_a_vae_replaces_the_own_one(tmp_path: Path, model: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("name", ["other.safetensors", "other.vae.pt"])
+def test_a_vae_replaces_the_own_one(tmp_path: Path, model: dict[str, Tensor], name: str) -> None:
     vae = {key.removeprefix("first_stage_model."): 3 * tensor for key, tensor in model.items() if "first_stage" in key}
-    path = write(tmp_path, vae, "other.safetensors")
+    path = write(tmp_path, {**vae, "loss.logvar": torch.ones(1)}, name)
     new, written = converted(write(tmp_path, model), vae=path, precision="fp16")
     for key, tensor in model.items():
         factor = 3 if key.startswith("first_stage_model.") else 1
         expected = tensor if key in (SCHEDULE, POSITIONS) else (factor * tensor).half()
         assert torch.equal(new[key], expected), key
-    assert new.keys() == model.keys() and written.notes == ("The VAE is that of other.safetensors.",)
+    assert new.keys() == model.keys() and written.notes == (f"The VAE is that of {name}.",)
 
 
 def test_metadata_and_the_yaml_come_along(tmp_path: Path, model: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from lib_lora_train.core.errors import ModelError
@@ -53,6 +54,7 @@ def example() -> dict[str, Tensor]:
         "scalar": torch.tensor(3.5),
         "empty": torch.empty(0, 4),
         "expanded": torch.ones(1, 3).expand(4, 3),
+        "fp8": torch.arange(6.0).to(torch.float8_e4m3fn),
     }
 
 
@@ -73,12 +75,25 @@ def test_tensors_are_those_that_were_saved(tmp_path: Path, wrap: str) -> None:
     found = read(path)
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name].double(), tensor.double()), name
 
 
 def test_parameters_are_their_tensors(tmp_path: Path) -> None:
-    torch.save(nn.Linear(3, 2).state_dict() | {"own": nn.Parameter(torch.ones(2))}, tmp_path / "a.pt")
-    assert torch.equal(read(tmp_path / "a.pt")["own"], torch.ones(2))
+    marked = nn.Parameter(torch.zeros(2))
+    marked.note = "an attribute"  # type: ignore[attr-defined]
+    own = {"own": nn.Parameter(torch.ones(2)), "marked": marked}
+    torch.save(nn.Linear(3, 2).state_dict() | own, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt")
+    assert torch.equal(found["own"], torch.ones(2)) and torch.equal(found["marked"], torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse(), Callback(), {"inner": torch.ones(2)}]
+)
+def test_a_file_is_not_read_in_part(tmp_path: Path, value: Any) -> None:
+    torch.save({"a": torch.ones(2), "unet.other": value, "step": 3, "note": None}, tmp_path / "a.ckpt")
+    with pytest.raises(ModelError, match="unet.other is not a tensor of a kind that can be read"):
+        read(tmp_path / "a.ckpt")
 
 
 def test_nothing_that_a_file_names_is_called(tmp_path: Path) -> None:
@@ -99,7 +114,12 @@ def archive(path: Path, content: bytes, name: str = "a/data.pkl", **more: Any) -
 
 def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="No such file"):
+        read(path)
+    with pytest.raises(ModelError, match="Is a directory|denied"):
+        read(tmp_path)
+    path.write_bytes(serialise({"a": torch.ones(2)}))
+    with pytest.raises(ModelError, match="is a safetensors file with another ending"):
         read(path)
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(ModelError, match="is not a checkpoint of PyTorch, or the download is incomplete"):
@@ -123,8 +143,16 @@ def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(whole) as file:
         entries = {one.filename: file.read(one) for one in file.infolist()}
     (storage,) = (name for name in entries if name.endswith("data/0"))
-    for content in (b"", entries[storage][:40], entries[storage][:-1], None):
-        with zipfile.ZipFile(path, "w") as file:
+    packed = {"compression": zipfile.ZIP_DEFLATED}
+    cases = [
+        (b"", {}),
+        (entries[storage][:40], {}),
+        (entries[storage][:-1], {}),
+        (None, {}),
+        (entries[storage], packed),
+    ]
+    for content, options in cases:
+        with zipfile.ZipFile(path, "w", **options) as file:  # type: ignore[arg-type]
             for name, text in {**entries, storage: content}.items():
                 if text is not None:
                     file.writestr(name, text)

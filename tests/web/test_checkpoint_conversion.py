@@ -44,7 +44,7 @@ def test_wrong_requests_and_files_say_why(source: Path, tmp_path: Path) -> None:
         with pytest.raises(LoraTrainError, match=message):
             conversion.start(read_values({"file": str(source), **values}))
     status = finished(conversion, {"file": str(tmp_path / "none.ckpt")})
-    assert status["state"] == "failed" and "none.ckpt does not exist" in status["message"]
+    assert status["state"] == "failed" and "none.ckpt cannot be read: No such file" in status["message"]
     assert status["result"] is None
 
 
