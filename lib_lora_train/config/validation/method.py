@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 
 from lib_lora_train.config.method_catalog import METHOD_CATALOG
@@ -15,6 +16,8 @@ from lib_lora_train.core.wording import join_names
 
 _LOW_RATE, _HIGH_RATE, USUAL_EMBEDDING_RATE = 5e-4, 5e-2, 5e-3
 _MANY_VECTORS = 16
+_EVERYDAY = frozenset({"a", "an", "and", "at", "by", "for", "in", "is", "it", "of", "on", "or", "the", "to", "with"})
+_INSIDE = frozenset(" -_'.")  # the text encoder reads these by themselves, whatever stands around the word
 
 
 def validate_method(config: TrainConfig) -> Iterator[Problem]:
@@ -31,6 +34,8 @@ def _textual_inversion(config: TrainConfig) -> Iterator[Problem]:
     if config.continue_from:
         text = "continues LoRA files only. Leave it empty; a stopped run is continued with Resume."
         yield error_at("continue_from", text)
+    if config.learning_rate == 0:
+        yield error_at("learning_rate", "is 0, so nothing is learnt.")
     yield from _word(config)
     if config.embedding_vectors > _MANY_VECTORS:
         text = (
@@ -59,12 +64,34 @@ def _word(config: TrainConfig) -> Iterator[Problem]:
     if len(triggers) > 1:
         text = f"has {join_names(triggers)}, but textual inversion trains one word in a run. Train the others after it."
         yield error_at("concepts", text)
-    if any("," in trigger for trigger in triggers):
-        text = "is several tags, but textual inversion trains one word. Enter a single one."
-        yield error_at(f"concepts[{own[0][0]}].trigger", text)
+    for trigger in triggers[:1]:
+        place = next(place for place, one in own if one.trigger.strip())
+        yield from _spelling(f"concepts[{place}].trigger", trigger)
     if triggers and not any(one.class_word.strip() for _, one in own) and not config.embedding_init_text.strip():
         text = "is empty, and so is the class word: the vectors start from *, which means nothing."
         yield hint_at("embedding_init_text", f"{text} Enter a word near to the concept.")
+
+
+def _spelling(where: str, trigger: str) -> Iterator[Problem]:
+    """One word, which the text encoder reads as the same tokens before a comma, in brackets and by itself."""
+    if "," in trigger:
+        yield error_at(where, "is several tags, but textual inversion trains one word. Enter a single one.")
+    elif not _is_plain(trigger):
+        text = (
+            f"“{trigger}” would not be found in the captions, since the text encoder joins a symbol with the comma "
+            "or bracket beside it. Enter a word of letters and digits, with - or _ only between them."
+        )
+        yield error_at(where, text)
+    elif trigger.lower() in _EVERYDAY or (len(trigger) == 1 and trigger.isascii()):
+        text = f"“{trigger}” is an everyday word, and every caption or prompt that has it gets the embedding."
+        yield warning_at(where, f"{text} Enter a word that means nothing yet.")
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a word begins and ends in a letter or digit, and has no brackets or other such symbols inside."""
+    letters = unicodedata.normalize("NFC", word)  # as CLIP's tokenizer
+    kinds = [" " if letter in _INSIDE else unicodedata.category(letter)[0] for letter in letters]
+    return set(kinds) <= set(" LMN") and kinds[0] in "LN" and kinds[-1] in "LN"
 
 
 def _rate(config: TrainConfig) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.config.validation.optimizer import learning_rates, usual_learning_rates
 from lib_lora_train.config.validation.validate import validate
+from lib_lora_train.core.errors import Problem
 
 ZORP = Concept("a", trigger="zorp", class_word="robot")
 GOOD = TrainConfig(concepts=(ZORP,), sample_prompts=("zorp on a hill",), method="textual_inversion", learning_rate=5e-3)
@@ -31,7 +32,11 @@ def test_good_settings_have_no_problems() -> None:
         ({"concepts": (Concept("a", class_word="robot"),)}, ("error", "concepts[1].trigger")),
         ({"concepts": (ZORP, Concept("b", trigger="blib"))}, ("error", "concepts")),
         ({"concepts": (Concept("a", trigger="zorp, red", class_word="cat"),)}, ("error", "concepts[1].trigger")),
+        ({"concepts": (Concept("a", trigger="<zorp>", class_word="cat"),)}, ("error", "concepts[1].trigger")),
+        ({"concepts": (Concept("a", trigger="The", class_word="cat"),)}, ("warning", "concepts[1].trigger")),
         ({"concepts": (Concept("a", trigger="zorp"),)}, ("hint", "embedding_init_text")),
+        ({"learning_rate": 0.0}, ("error", "learning_rate")),
+        ({"learning_rate": 0.0, "text_encoder_lr": 1e-3, "unet_lr": 1e-3}, ("error", "learning_rate")),
         ({"continue_from": "a.safetensors"}, ("error", "continue_from")),
         ({"embedding_vectors": 32}, ("warning", "embedding_vectors")),
         ({"prior_preservation": "empty"}, ("warning", "prior_preservation")),
@@ -49,6 +54,32 @@ def test_each_problem_is_found_and_nothing_worse(values: dict[str, Any], finding
     problems = found(**values)
     assert finding in problems
     assert {level for level, where in problems if where != finding[1]} <= {"hint"}
+
+
+def problems_of_word(trigger: str) -> list[Problem]:
+    concepts = (Concept("a", trigger=trigger, class_word="robot"),)
+    return [problem for problem in validate(GOOD.replace(concepts=concepts)) if problem.where == "concepts[1].trigger"]
+
+
+@pytest.mark.parametrize(
+    "trigger", ["<zorp>", "zorp*", "zorp!", "c++", "zorp🦊", "(zorp:1.2)", "<zorp", "zo(rp", "zo:rp", "zorp-", "_zorp"]
+)
+def test_word_with_a_symbol_at_an_end_does_not_start(trigger: str) -> None:
+    (problem,) = problems_of_word(trigger)
+    assert problem.level == "error" and f"“{trigger}”" in problem.message
+
+
+@pytest.mark.parametrize(
+    "trigger", ["zorp", "zorp7", "my-zorp_2", "red zorp", "o'zorp", "zörp", "zo\u0308rp", "ゾープ", "हिन्द", "x²"]
+)
+def test_word_of_letters_and_digits_starts(trigger: str) -> None:
+    assert problems_of_word(trigger) == []
+
+
+@pytest.mark.parametrize("trigger", ["a", "The", "of", "x"])
+def test_everyday_word_is_warned_of(trigger: str) -> None:
+    (problem,) = problems_of_word(trigger)
+    assert problem.level == "warning" and "everyday word" in problem.message
 
 
 def test_regularisation_folder_needs_no_trigger() -> None:
