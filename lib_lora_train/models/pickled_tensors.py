@@ -151,7 +151,7 @@ def _state_dict(path: Path, content: Any) -> dict[str, PickledTensor]:
 class _Storage:
     key: str
     dtype: torch.dtype
-    """Its elements', unless the tensor has a dtype of its own."""
+    """Its elements', where the tensor names none."""
 
 
 class _Dict(dict[Any, Any]):
@@ -200,7 +200,7 @@ class _RebuildTensor(_Call):
     __slots__ = ()
 
     def __call__(self, storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *more: Any) -> Any:
-        """The tensor's place; of `more`, only a dtype says something, which those have that are not the storage's."""
+        """The tensor's place; of `more`, only a dtype says something, where that is not the storage's."""
         if not isinstance(storage, _Storage):
             return _Inert()
         dtype = next((value for value in more if isinstance(value, torch.dtype)), storage.dtype)

@@ -92,7 +92,7 @@ def test_parameters_are_their_tensors(tmp_path: Path) -> None:
 )
 def test_a_file_is_not_read_in_part(tmp_path: Path, value: Any) -> None:
     torch.save({"a": torch.ones(2), "unet.other": value, "step": 3, "note": None}, tmp_path / "a.ckpt")
-    with pytest.raises(ModelError, match="unet.other is not a tensor of a kind that can be read"):
+    with pytest.raises(ModelError, match="other is not a tensor of a kind that can be read"):
         read(tmp_path / "a.ckpt")
 
 
@@ -116,7 +116,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     with pytest.raises(ModelError, match="No such file"):
         read(path)
-    with pytest.raises(ModelError, match="Is a directory|denied"):
+    with pytest.raises(ModelError, match=r"Is a directory|denied"):
         read(tmp_path)
     path.write_bytes(serialise({"a": torch.ones(2)}))
     with pytest.raises(ModelError, match="is a safetensors file with another ending"):
@@ -143,16 +143,11 @@ def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(whole) as file:
         entries = {one.filename: file.read(one) for one in file.infolist()}
     (storage,) = (name for name in entries if name.endswith("data/0"))
-    packed = {"compression": zipfile.ZIP_DEFLATED}
-    cases = [
-        (b"", {}),
-        (entries[storage][:40], {}),
-        (entries[storage][:-1], {}),
-        (None, {}),
-        (entries[storage], packed),
-    ]
-    for content, options in cases:
-        with zipfile.ZipFile(path, "w", **options) as file:  # type: ignore[arg-type]
+    stored, packed = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+    whole_storage = entries[storage]
+    cases = [(b"", stored), (whole_storage[:40], stored), (whole_storage[:-1], stored), (None, stored)]
+    for content, compression in [*cases, (whole_storage, packed)]:
+        with zipfile.ZipFile(path, "w", compression) as file:
             for name, text in {**entries, storage: content}.items():
                 if text is not None:
                     file.writestr(name, text)
