@@ -12,6 +12,7 @@ LoraTrainError
 ├── HostError        the webui is in a state that does not allow the request
 │   ├── ModelUnavailableError   the run's model is not loaded right now; the run waits for it
 │   │   └── OtherModelLoadedError   another one is, on which the run may continue if the user wants that
+│   ├── SessionUnavailableError   the trainer itself could not be started in this webui
 │   └── GenerationInterrupted   the user pressed the webui's Interrupt or Skip while it generated for us
 ├── OutputError      a file that cannot be written: disk full, folder missing, invalid name
 └── TrainingError    training itself failed: NaN, out of memory
@@ -132,6 +133,10 @@ class OtherModelLoadedError(ModelUnavailableError):
     """Another model is loaded than the run was started on; the user may accept it."""
 
     offer = "other-model"
+
+
+class SessionUnavailableError(HostError):
+    """The trainer could not be started in this webui, for a reason that only another start can change."""
 
 
 class GenerationInterrupted(HostError):

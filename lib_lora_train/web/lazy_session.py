@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from lib_lora_train.core.errors import HostError, LoraTrainError
+from lib_lora_train.core.errors import LoraTrainError, SessionUnavailableError
 from lib_lora_train.web.page_key import page_key
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ log = logging.getLogger("lora_train")
 def lazy_session(open_session: Callable[[], Session]) -> Session:
     """Stands for the session; the first use of any of its attributes opens it, while other threads wait.
 
-    Whatever fails then is a HostError with the reason, for this and every later use: `open_session` is called once.
+    Whatever fails then is a SessionUnavailableError with the reason, for this and every later use: `open_session` is
+    called once.
     """
     return cast("Session", _LazySession(open_session))
 
@@ -56,5 +57,5 @@ class _LazySession:
                         "Update the extension and the webui, and restart the webui."
                     )
             if self._session is None:
-                raise HostError(self._reason)
+                raise SessionUnavailableError(self._reason)
             return self._session

@@ -49,7 +49,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from lib_lora_train.core.errors import ConfigError, DataError, HostError, LoraTrainError
+from lib_lora_train.core.errors import ConfigError, DataError, HostError, LoraTrainError, SessionUnavailableError
 from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.web.guard import DoorRules, Receive, RequestGuard, Scope, Send
 from lib_lora_train.web.image_tokens import ImageTokens
@@ -174,7 +174,7 @@ def _guarded_route(access: ApiAccess) -> type[APIRoute]:
             async def answer_or_explain(request: Request) -> Response:
                 try:
                     return await answer(request)
-                except HostError as error:  # the session could not be opened
+                except HostError as error:  # a SessionUnavailableError, or one of a route that only reads
                     raise HTTPException(503, {"message": str(error), "problems": []}) from None
                 except RequestValidationError as error:
                     raise HTTPException(422, {"message": _explain(error), "problems": []}) from None
@@ -342,9 +342,14 @@ def _run_command(work: Callable[[], None]) -> dict[str, Any]:
 
 
 def _http_errors(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of `work`; errors that a user can fix become 409 (wrong moment) or 422 (wrong settings)."""
+    """The result of `work`; errors that a user can fix become 409 (wrong moment) or 422 (wrong settings).
+
+    A SessionUnavailableError stays one, for the 503 of every route.
+    """
     try:
         return work()
+    except SessionUnavailableError:
+        raise
     except ConfigError as error:
         problems = [
             {"level": p.level, "where": _printable(p.where), "message": _printable(p.message)} for p in error.problems

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
-from lib_lora_train.core.errors import HostError
+from lib_lora_train.core.errors import SessionUnavailableError
+from lib_lora_train.hosts.access import ApiAccess
 from lib_lora_train.web.lazy_session import lazy_session
+from lib_lora_train.web.page_key import page_key
+from lib_lora_train.web.route_access import PAGE_HEADER
+from lib_lora_train.web.routes import COMMANDS, PREFIX, install_routes, make_api
 from lib_lora_train.web.session import Session
 from tests.stand_ins.ui import open_small_session
 
@@ -57,5 +62,35 @@ def test_a_failure_is_told_to_everybody_who_comes_later() -> None:
 
     lazy = lazy_session(broken)
     for _ in range(2):
-        with pytest.raises(HostError, match=r"could not be started \(RuntimeError: a package is too old\)"):
+        with pytest.raises(SessionUnavailableError, match=r"be started \(RuntimeError: a package is too old\)"):
             lazy.draft()
+
+
+def test_every_route_answers_503_with_the_reason() -> None:
+    def broken() -> Session:
+        raise RuntimeError("a package is too old")
+
+    app = make_api()
+    install_routes(app, lazy_session(broken), ApiAccess(allows_control=True))
+    client = TestClient(app)
+    values = {"id": "a", "run": "b", "place": 0}  # what a route reads before it needs the session
+    answers = {}
+    for route, methods in app.openapi()["paths"].items():
+        path = route.format(token="0", name="tags-list")
+        for method in methods:
+            request: dict[str, Any] = {"json": values, "headers": {PAGE_HEADER: page_key()}} if method == "post" else {}
+            answers[method, route] = client.request(method, path, **request)
+    asked = {route.removeprefix(f"{PREFIX}/") for _, route in answers}
+    assert {
+        *COMMANDS,
+        "status",
+        "comparison",
+        "tags",
+        "plan",
+        "start",
+        "queue/add",
+        "queue/move",
+        "page/{name}",
+    } <= asked
+    assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(answers, 503)
+    assert all("a package is too old" in answer.json()["detail"]["message"] for answer in answers.values())
