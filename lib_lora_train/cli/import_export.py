@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib_lora_train.cli.settings import require_new_file
 from lib_lora_train.config.train_config import read_config
+from lib_lora_train.core.errors import SettingsFileError
+
+if TYPE_CHECKING:
+    from lib_lora_train.formats.kohya.exporter import Target
 
 
 def add_import_export(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -28,13 +32,13 @@ def add_import_export(commands: Any, command: Callable[..., argparse.ArgumentPar
     exporter = command(commands, "export", run_export, "Convert a TOML file for the kohya_ss GUI or sd-scripts.")
     exporter.add_argument("file", type=Path, metavar="CONFIG.toml", help="the settings file")
     exporter.add_argument(
-        "--to", choices=("kohya_ss", "sd-scripts"), default="kohya_ss", help="the program (default: kohya_ss)"
+        "--to", choices=("kohya_ss", "sd-scripts"), help="the program (default: by the ending of --out, else kohya_ss)"
     )
     exporter.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="output file (default: CONFIG.json or CONFIG-kohya.toml here)",
+        help="output .json for kohya_ss or .toml for sd-scripts (default: CONFIG.json or CONFIG-kohya.toml here)",
     )
 
 
@@ -59,20 +63,32 @@ def run_import(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     """Write the settings for the kohya_ss GUI or sd-scripts, and print what they do not support."""
     from lib_lora_train.config.validation.validate import require_usable
-    from lib_lora_train.formats.kohya.exporter import ENDINGS, write_exported
+    from lib_lora_train.formats.kohya.exporter import write_exported
     from lib_lora_train.formats.kohya.report import describe_lost, describe_unneeded
     from lib_lora_train.formats.toml import read_toml_config
 
     config, problems = read_config(read_toml_config(options.file))
     require_usable(problems)
-    name = options.file.stem if options.to == "kohya_ss" else f"{options.file.stem}-kohya"
-    path = require_new_file(options.out or Path(f"{name}{ENDINGS[options.to]}"))
-    exported = write_exported(path, config, options.to)
+    target, path = _export_place(options)
+    exported = write_exported(require_new_file(path), config, target)
     print(f"Saved to {', '.join(map(str, exported.paths))}")
     _print_list("To do", exported.to_do)
-    _print_list(f"Not kept by {options.to}", describe_lost(exported.lost))
+    _print_list(f"Not kept by {target}", describe_lost(exported.lost))
     _print_list("Not kept, without a difference to training", describe_unneeded(exported.lost))
     return 0
+
+
+def _export_place(options: argparse.Namespace) -> tuple[Target, Path]:
+    """The program and the output file; SettingsFileError if the file's ending is another program's."""
+    from lib_lora_train.formats.kohya.exporter import ENDINGS, target_of
+
+    target: Target = options.to or (target_of(options.out) if options.out else "kohya_ss")
+    ending = ENDINGS[target]
+    if options.out is None:
+        return target, Path(f"{options.file.stem}{'' if target == 'kohya_ss' else '-kohya'}{ending}")
+    if target_of(options.out) != target:
+        raise SettingsFileError(options.out, f"must end in {ending}, which {target} reads. Change --out or --to.")
+    return target, options.out
 
 
 def _print_list(title: str, lines: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 from lib_lora_train.cli import main as cli
 from lib_lora_train.cli import settings as cli_settings
@@ -102,6 +103,32 @@ def test_settings_are_exported_for_sd_scripts_too(capsys: pytest.CaptureFixture[
     read_back = read_settings(folder / "a-kohya.toml").config
     assert (read_back.rank, read_back.sample_prompts) == (8, ("a fox",))
     assert [concept.folder for concept in read_back.concepts] == [str(folder / "a")]
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["--to", "sd-scripts", "--out", "new.json"], "must end in .toml, which sd-scripts reads"),
+        (["--to", "kohya_ss", "--out", "new.toml"], "must end in .json, which kohya_ss reads"),
+        (["--to", "sd-scripts", "--out", "new.txt"], "must end in .json (for the kohya_ss GUI) or .toml"),
+        (["--out", "new"], "must end in .json (for the kohya_ss GUI) or .toml"),
+    ],
+)
+def test_export_refuses_the_ending_of_another_program(
+    words: list[str], advice: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "a.toml").write_text('[[concepts]]\nfolder = "a"', encoding="utf-8")
+    assert cli.main(["export", "a.toml", *words]) == 2
+    assert f"{words[-1]} {advice}" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["a.toml"]
+
+
+@pytest.mark.parametrize(("name", "key"), [("new.json", "LoRA_type"), ("NEW.TOML", "network_module")])
+def test_the_ending_of_the_output_file_names_the_program(name: str, key: str, folder: Path) -> None:
+    (folder / "a.toml").write_text('[[concepts]]\nfolder = "a"', encoding="utf-8")
+    assert cli.main(["export", "a.toml", "--out", name]) == 0
+    text = (folder / name).read_text(encoding="utf-8")
+    assert key in (json.loads(text) if name.endswith("json") else tomlkit.parse(text))
 
 
 def test_export_prints_what_the_gui_does_not_support(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
