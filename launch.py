@@ -35,8 +35,8 @@ commands
   sweep CONFIG.toml    train every combination of some values and compare the runs --vary rank=8,16 [--vary ...]
   regularise CONFIG.toml --to DIR  draw regularisation images with the run's model [--per-image N] [--prompts captions]
   compare RUN RUN ...  show in which settings runs differ and what was measured [--json]
-  import FILE          convert kohya's .json or .toml or a LoRA's metadata to TOML [--dataset FILE] [--out FILE]
-  export CONFIG.toml   convert it to a kohya_ss .json [--out FILE]
+  import FILE          convert settings of kohya, OneTrainer or a LoRA to TOML [--dataset FILE] [--out FILE]
+  export CONFIG.toml   convert it for the kohya_ss GUI or sd-scripts [--to kohya_ss|sd-scripts] [--out FILE]
   check FILE           show what a LoRA file of any family contains and what is wrong with it
   convert FILE         save it as a LoRA or an exact difference [--to lora|diff] [--rank N] [--ckpt FILE] [--out FILE]
   resize FILE          write it with a lower rank [--rank N] [--conv-rank N] [--sv-ratio|--sv-cumulative|--sv-fro X]
@@ -64,7 +64,7 @@ options
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements-stamp.json"
-COMMANDS = ("app", *re.findall(r"^  ([a-z-]+) ", USAGE, re.MULTILINE))
+COMMANDS = ("app", *re.findall(r"^  ([a-z][a-z-]*) ", USAGE, re.MULTILINE))
 TORCH = "2.13.0"
 OLDEST_TORCH = (2, 6)  # the oldest that the pinned diffusers and transformers support
 TORCH_INDEX = "https://download.pytorch.org/whl"

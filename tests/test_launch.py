@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import pytest
 
 import install
 import launch
+from lib_lora_train.cli.main import make_parser
+from lib_lora_train.formats.kohya.exporter import TARGETS
 from tests.paths import ROOT
 
 CHECKS: Any = importlib.import_module("tools.checks")
@@ -61,6 +65,22 @@ def test_help_needs_no_installation(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert launch.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(command in shown for command in launch.COMMANDS if command != "app")
+
+
+def test_launch_and_the_trainer_have_the_same_commands_and_options() -> None:
+    (commands,) = (one for one in make_parser()._actions if isinstance(one, argparse._SubParsersAction))
+    assert sorted(launch.COMMANDS) == sorted([*commands.choices, "test", "setup"])
+    usage = launch.USAGE.partition("\noptions\n")[0]
+    for line in re.findall(r"^  [a-z].*(?:\n {6}.*)*", usage, re.MULTILINE):
+        command, *_ = line.split()
+        known = commands.choices[command]._option_string_actions if command in commands.choices else ()
+        assert [flag for flag in re.findall(r"--[a-z][a-z-]*", line) if flag not in known] == [], line
+
+
+def test_usage_names_what_import_and_export_convert() -> None:
+    lines = {line.split()[0]: line for line in launch.USAGE.splitlines() if line.startswith("  ")}
+    assert "kohya" in lines["import"] and "OneTrainer" in lines["import"]
+    assert [target for target in TARGETS if target not in lines["export"]] == []
 
 
 def test_test_arguments_run_only_pytest() -> None:
