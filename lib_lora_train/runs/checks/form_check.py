@@ -141,7 +141,7 @@ def _misread_elsewhere(config: TrainConfig, webui: str, form: str) -> Iterator[P
     for name, support in bad_webuis(form):
         webuis.setdefault(EFFECT_WORDS[support.effect], []).append(name)
     effects = "; ".join(f"in {join_names(names)} it {what}" for what, names in webuis.items())
-    text = f"A file of these settings ({FORMS[form]}) is not read alike: {effects}."
+    text = f"A file of these settings ({FORMS[form]}) is not read correctly everywhere: {effects}."
     if webui and not is_misread(webui, form):
         yield Problem("hint", _where(form), f"{text} {webui} reads it. Convert it in Results for the others.")
         return
