@@ -10,7 +10,7 @@ The word's file is all that is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lib_lora_train.adapters.adapted_layer import AdaptedLayer
 from lib_lora_train.adapters.dropout import DropoutRates
 from lib_lora_train.adapters.inject import has_adapter
 from lib_lora_train.config.train_config import TrainConfig
-from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.core.errors import AdapterError, DataError
 from lib_lora_train.methods.embedding_file import embedding_keys, parse_embedding, read_embedding, require_widths
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.placeholder_words import (
@@ -30,8 +30,10 @@ from lib_lora_train.models.placeholder_words import (
     placeholder_word,
     put_word,
     remove_word,
+    spell,
     word_in_place,
 )
+from lib_lora_train.models.text_encoding import tokenize_sections
 
 _NO_WORD = "*"
 """What the vectors start from without an init text and a class word, as in A1111."""
@@ -147,6 +149,21 @@ def attach_textual_inversion(model: DiffusionModel, config: TrainConfig) -> Text
     return TextualInversion(model, config.triggers[0].strip(), vectors, file_format=config.embedding_format)
 
 
+def require_word(model: DiffusionModel, config: TrainConfig, captions: Iterable[str]) -> None:
+    """DataError if no caption has the word's tokens, so that nothing would be trained; reads up to the first that has.
+
+    The model has no word on it.
+    """
+    word = config.triggers[0].strip()
+    spelling = spell(model, word)
+    for caption in captions:
+        for section in tokenize_sections(model, [caption], weighted=config.weighted_captions)[0]:
+            ids = [token for token, _ in section]
+            if any(ids[place : place + len(spelling)] == spelling for place in range(len(ids))):
+                return
+    raise DataError(f"The text encoder reads “{word}” in none of the captions. Choose another trigger word.")
+
+
 @contextmanager
 def embedding_on_model(model: DiffusionModel, path: Path, word: str) -> Iterator[None]:
     """Inside, prompts with `word` are read with the vectors of an embedding file; AdapterError if it does not fit."""
@@ -159,4 +176,6 @@ def embedding_on_model(model: DiffusionModel, path: Path, word: str) -> Iterator
 
 
 def _class_word(config: TrainConfig) -> str:
-    return next((one.class_word.strip() for one in config.concepts if one.class_word.strip()), "")
+    """That of the first folder to learn from that has one."""
+    words = (one.class_word.strip() for one in config.concepts if not one.is_regularisation)
+    return next(filter(None, words), "")

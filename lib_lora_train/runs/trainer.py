@@ -24,8 +24,10 @@ from lib_lora_train.core.events import (
     StateChanged,
     StepDone,
 )
+from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.formats.toml import write_toml_config
 from lib_lora_train.hosts.host import Host
+from lib_lora_train.methods.registry import check_captions
 from lib_lora_train.models.broken_weights import refuse_broken_weights
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.models.latent_cache import LatentCache
@@ -150,6 +152,7 @@ def _run_phases(
         if before:
             continue_from(before, config, folder)
         yield from _check_model(model, config, host)
+        check_captions(model, config, _captions(run_plan.plan))
         latents = yield from encode_images(model, run_plan.plan, config, host=host, folder=folder, control=control)
         run = yield from prepare_run(
             config,
@@ -205,6 +208,13 @@ def _check_model(model: DiffusionModel, config: TrainConfig, host: Host) -> Iter
     if model.note:
         yield Noted("hint", model.name, model.note)
     loss_options(config, model.schedule.prediction_type)  # raises ConfigError now rather than after encoding all images
+
+
+def _captions(plan: Plan) -> Iterator[str]:
+    """Those of the images to learn from, each as its file has it and each line of several."""
+    for number, item in enumerate(plan.dataset.items):
+        if not plan.is_regularisation(number):
+            yield from (item.caption, *item.lines)
 
 
 def _report_problems(problems: Iterable[Problem]) -> Iterator[Event]:

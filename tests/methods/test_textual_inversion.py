@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from lib_lora_train.adapters.files.lora_file import write_adapter
 from lib_lora_train.config.train_config import Concept, TrainConfig
-from lib_lora_train.core.errors import AdapterError
+from lib_lora_train.core.errors import AdapterError, DataError
 from lib_lora_train.core.events import StepDone
 from lib_lora_train.dataset.plan import epoch_steps
 from lib_lora_train.methods.registry import attach
-from lib_lora_train.methods.textual_inversion import embedding_on_model
+from lib_lora_train.methods.textual_inversion import embedding_on_model, require_word
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.placeholder_words import median_norms, placeholder_word
+from lib_lora_train.models.placeholder_words import initial_vectors, median_norms, placeholder_word
 from lib_lora_train.models.prompts import encode_prompts
 from lib_lora_train.training.loop import accumulate_gradients
 from lib_lora_train.training.step import draw_batch
@@ -169,6 +170,36 @@ def test_captions_are_read_anew_when_the_word_is_switched_or_has_moved(trained: 
         moved = read(True)
         assert not torch.equal(plain, first) and not torch.equal(first, moved)
         assert torch.equal(read(False), plain)
+
+
+@pytest.mark.parametrize("caption", ["zok", "Zok, red", "a (zok:1.2) at night", "red BREAK zok", "red,zok,"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_word_is_found_in_captions_as_training_reads_it(caption: str, weighted: bool) -> None:
+    require_word(model(), config_for(weighted_captions=weighted), ["a cat", caption])
+
+
+@pytest.mark.parametrize(
+    ("word", "captions"), [("zok", ["a cat", "zoky"]), ("<zok>", ["<zok>, red"]), ("zok!", ["zok!, red"]), ("zok", [])]
+)
+def test_word_that_no_caption_has_is_refused(word: str, captions: list[str]) -> None:
+    """The text encoder joins a symbol at the end with the comma after it."""
+    config = config_for(concepts=(Concept(folder="zok", trigger=word),))
+    with pytest.raises(DataError, match=f"“{word}” in none"):
+        require_word(model(), config, captions)
+
+
+def test_vectors_start_from_the_class_word_of_a_folder_to_learn_from() -> None:
+    """Not from that of a regularisation folder, as validation says."""
+    regularisation = Concept(folder="r", class_word="dog", is_regularisation=True)
+    own = Concept(folder="zok", trigger="zok")
+    for concepts, text in (
+        ((regularisation, replace(own, class_word="cat")), "cat"),
+        ((regularisation, own), "*"),
+    ):
+        part = attach(model(), config_for(concepts=concepts))
+        part.remove()
+        (expected,) = initial_vectors(model(), text, 3)
+        assert torch.equal(part.state()["emb_params"], expected)
 
 
 def test_second_part_on_the_same_model_is_refused() -> None:

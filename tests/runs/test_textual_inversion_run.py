@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.control import Control
-from lib_lora_train.core.errors import ConfigError
+from lib_lora_train.core.errors import ConfigError, DataError
 from lib_lora_train.core.events import LoraWritten, StepDone
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.placeholder_words import placeholder_word
@@ -139,6 +140,20 @@ def vectors(path: Path) -> Tensor:
     with safe_open(str(path), framework="pt") as file:
         found: Tensor = file.get_tensor("emb_params")
     return found
+
+
+def test_run_whose_captions_have_the_word_nowhere_ends_before_training(setup: RunSetup, tmp_path: Path) -> None:
+    """BREAK is no word in weighted captions, but a new chunk."""
+    concepts = tuple(replace(concept, trigger="BREAK") for concept in setup.config.concepts)
+    config = setup.config.replace(concepts=concepts, weighted_captions=True, sample_prompts=("BREAK",))
+    events = []
+    with pytest.raises(DataError, match="“BREAK” in none of the captions"):
+        for event in trainer.run_training(
+            config, setup.host, folder=new_run_folder(tmp_path / "outputs", "no"), control=Control()
+        ):
+            events.append(event)
+    assert not only(events, StepDone) and not (tmp_path / "latents").exists()
+    assert placeholder_word(setup.host.load_model(config)) is None
 
 
 def test_run_without_a_trigger_does_not_start(setup: RunSetup, tmp_path: Path) -> None:
