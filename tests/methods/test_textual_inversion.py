@@ -20,11 +20,11 @@ from lib_lora_train.core.errors import AdapterError, DataError
 from lib_lora_train.core.events import StepDone
 from lib_lora_train.dataset.plan import epoch_steps
 from lib_lora_train.methods.registry import attach
-from lib_lora_train.methods.textual_inversion import embedding_on_model, require_word
+from lib_lora_train.methods.textual_inversion import MedianNorm, embedding_on_model, require_word
 from lib_lora_train.models import library_compat as compat
 from lib_lora_train.models.architecture import Architecture
 from lib_lora_train.models.diffusion_model import DiffusionModel
-from lib_lora_train.models.placeholder_words import initial_vectors, median_norms, placeholder_word
+from lib_lora_train.models.placeholder_words import initial_vectors, placeholder_word
 from lib_lora_train.models.prompts import encode_prompts
 from lib_lora_train.training.loop import accumulate_gradients
 from lib_lora_train.training.step import draw_batch
@@ -140,10 +140,23 @@ def test_norms_stay_at_the_median_of_the_models_words() -> None:
     with training_on(preserve_embedding_norm=True, epochs=1) as training:
         events = run_to_end(training, model())
         norms = training.adapter.state()["emb_params"].norm(dim=-1)
-    (median,) = median_norms(model())
+    table = compat.text_transformer(model().text_encoders[0]).embeddings.token_embedding.weight
+    lengths = sorted(table.detach().double().square().sum(dim=-1).sqrt().tolist())
+    median = lengths[(len(lengths) - 1) // 2]  # the lower one of the two in the middle, as torch's
+    assert abs(median - sum(lengths) / len(lengths)) > 1e-4 * median, "the mean would do as well"
     assert norms.tolist() == pytest.approx([median] * 3, rel=1e-5)
     reported = [event.norms for event in events if isinstance(event, StepDone)]
     assert reported[-1] and reported[-1][1:] == pytest.approx((median, median), rel=1e-5)
+
+
+def test_vectors_longer_than_the_median_are_counted_and_all_get_its_length() -> None:
+    """3, 5 and 1 beside a median of 2; 10 beside one of 8: three were longer. Average and largest are of all four."""
+    first, second = torch.tensor([[3.0, 0.0], [3.0, 4.0], [0.6, 0.8]]), torch.tensor([[6.0, 8.0, 0.0]])
+    parameters = [torch.nn.Parameter(one.clone()) for one in (first, second)]
+    longer, average, largest = MedianNorm(parameters, [2.0, 8.0]).apply().tolist()
+    assert (longer, average, largest) == (3, pytest.approx((3 * 2 + 8) / 4), pytest.approx(8))
+    expected = [first * torch.tensor([[2 / 3], [2 / 5], [2.0]]), second * 0.8]
+    assert all(torch.allclose(one, two, rtol=1e-6) for one, two in zip(parameters, expected, strict=True))
 
 
 def test_the_model_without_the_word_reads_its_usual_tokens() -> None:

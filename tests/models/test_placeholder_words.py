@@ -64,6 +64,14 @@ def test_vectors_of_a_word_begin_the_next_chunk_if_they_do_not_fit() -> None:
     assert split_chunks([1] * 73 + [100, 101, 102, 103], 1, _COMMA, word) == [[1] * 73]
 
 
+def test_word_right_behind_a_full_chunk_leaves_it_at_the_comma_as_any_tag_does() -> None:
+    """It begins the next chunk anyway: only a word that would be torn apart takes precedence over the comma."""
+    word = PlaceholderWord([7], first=100, count=4)
+    ids = [1] * 60 + [_COMMA] + [1] * 14 + [100, 101, 102, 103]
+    assert split_chunks(ids, 3, _COMMA, word) == [ids[:61], ids[61:]]
+    assert split_chunks(ids, 3, _COMMA, word) == split_chunks(ids, 3, _COMMA)
+
+
 def test_weights_in_brackets_are_those_of_every_vector(model: DiffusionModel) -> None:
     put_word(model, "zorp", vectors_for(model, 3))
     ids, weights = tokenize_weighted(model, ["a (zorp:1.3) on grass"])
