@@ -31,6 +31,7 @@ ROOMS: Mapping[str, str] = {
     "models": "Checkpoints",
     "adapters": "LoRA files and layers",
     "formats": "Settings files of this and other programs",
+    "methods": "Training something other than a LoRA",
     "training": "Training",
     "sampling": "Samples and grids",
     "evaluation": "Measuring what a LoRA has learnt",
