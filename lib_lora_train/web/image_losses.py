@@ -13,7 +13,7 @@ from lib_lora_train.core.events import Event
 from lib_lora_train.core.tag_patterns import make_path_matcher
 from lib_lora_train.runs.measures.image_list import image_values, read_images
 from lib_lora_train.runs.records.folder import RunFolder
-from lib_lora_train.runs.records.history import read_loras
+from lib_lora_train.runs.records.history import newest_lora
 from lib_lora_train.web.form import Form, form_values, with_values
 from lib_lora_train.web.form_changes import Change
 from lib_lora_train.web.grids import FolderOf
@@ -81,7 +81,7 @@ class ImageLossSession(TaskSession):
             "images": shown,
             "total": len(listed["images"]),
             "standing_out": sum(image["stands_out"] for image in listed["images"]),
-            "can_measure": any(not one.is_missing for one in read_loras(folder)),
+            "can_measure": newest_lora(folder) is not None,
         }
 
     def _token(self, path: str) -> str:

@@ -11,7 +11,8 @@ from lib_lora_train.core.errors import DataError, HostError
 from lib_lora_train.core.events import Event
 from lib_lora_train.runs.measures.tag_list import read_tags, tag_values
 from lib_lora_train.runs.records.folder import RunFolder
-from lib_lora_train.runs.records.history import read_loras
+from lib_lora_train.runs.records.history import newest_lora
+from lib_lora_train.runs.records.past_config import require_lora_run
 from lib_lora_train.web.grids import FolderOf
 from lib_lora_train.web.image_tokens import ImageTokens
 from lib_lora_train.web.measuring import measure_in, progress_in
@@ -52,8 +53,7 @@ class TagReportSession(TaskSession):
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The same, and whether they can be measured now."""
-        can_measure = any(not one.is_missing for one in read_loras(self._folder_of(values)))
-        return {**self.list_tags(values), "can_measure": can_measure}
+        return {**self.list_tags(values), "can_measure": newest_lora(self._folder_of(values)) is not None}
 
     def show_images(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The images of a `prompt` of the report and of its trigger alone, with the same seeds: two rows of tokens."""
@@ -81,6 +81,7 @@ class TagReportSession(TaskSession):
         folder = self._folder_of(values)
         if self._runner.active_run:
             raise HostError("A training is running. Measure the tags when it has ended.")
+        require_lora_run(folder)
         also = [str(values["tag"])] if values.get("tag") else []
         self.task.start(lambda: self._measure(folder, also))
         self._run = folder.root.name

@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from lib_lora_train.cli.main import main
 from lib_lora_train.config.sample_prompts import sample_prompts
 from lib_lora_train.core.control import Control
-from lib_lora_train.core.errors import ConfigError, DataError
+from lib_lora_train.core.errors import ConfigError, DataError, HostError, ResumeRefusedError
 from lib_lora_train.core.events import LoraWritten, StepDone
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.models.placeholder_words import placeholder_word
@@ -23,9 +24,17 @@ from lib_lora_train.runs import trainer
 from lib_lora_train.runs.images.epoch_grid import GridChoice, find_grid_task, read_sheets
 from lib_lora_train.runs.images.grid_generator import GridGenerator
 from lib_lora_train.runs.images.webui_images import generation_request
+from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.records.event_log import log_line, log_record
 from lib_lora_train.runs.records.folder import new_run_folder
+from lib_lora_train.runs.records.history import newest_lora
 from lib_lora_train.runs.records.past_runs import xyz_text
+from lib_lora_train.runs.resuming import refuse_other_run
+from lib_lora_train.runs.runner import Runner
+from lib_lora_train.training.training_state import load_state
+from lib_lora_train.web.image_losses import ImageLossSession
+from lib_lora_train.web.image_tokens import ImageTokens
+from lib_lora_train.web.tags import TagReportSession
 from tests.stand_ins.run_parts import RunSetup, ending, only, small_run_setup
 
 VALUES: dict[str, Any] = {
@@ -140,6 +149,40 @@ def vectors(path: Path) -> Tensor:
     with safe_open(str(path), framework="pt") as file:
         found: Tensor = file.get_tensor("emb_params")
     return found
+
+
+@pytest.mark.parametrize("command", ["images", "tags"])
+def test_what_needs_a_lora_file_is_refused_at_once(
+    setup: RunSetup, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(setup.folder.root), "--measure", "--cpu"]) > 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"{setup.folder.root.name} has trained an embedding" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["images", "tags"])
+def test_page_does_not_offer_what_needs_a_lora_file(setup: RunSetup, kind: str) -> None:
+    runner, folder_of = Runner(setup.host, setup.folder.root.parent), lambda _values: setup.folder
+    session: ImageLossSession | TagReportSession
+    if kind == "images":
+        session = ImageLossSession(runner, ImageTokens(), folder_of, lambda _change: None)
+    else:
+        session = TagReportSession(runner, ImageTokens(), folder_of)
+    assert session.show({})["can_measure"] is False
+    with pytest.raises(HostError, match="has trained an embedding"):
+        session.start({})
+    assert session.status({})["state"] == "idle"
+
+
+def test_resuming_with_other_settings_advises_nothing_that_is_refused(setup: RunSetup) -> None:
+    """The file of an embedding cannot be continued."""
+    state = load_state(max(setup.folder.saved_states().items())[1])
+    config = setup.config.replace(embedding_vectors=4)
+    with pytest.raises(ResumeRefusedError) as error:
+        refuse_other_run(state, config, plan_run(config).plan, setup.folder)
+    assert "embedding_vectors was 2" in str(error.value) and "continue_from" not in str(error.value)
+    assert str(error.value).endswith("Set it back, or start a new run.")
+    assert newest_lora(setup.folder) is None
 
 
 def test_run_whose_captions_have_the_word_nowhere_ends_before_training(setup: RunSetup, tmp_path: Path) -> None:

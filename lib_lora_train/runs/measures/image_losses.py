@@ -31,7 +31,7 @@ from lib_lora_train.runs.measures.image_list import ImageList, describe_first, i
 from lib_lora_train.runs.planning import plan_run
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.history import FoundLora, read_loras
-from lib_lora_train.runs.records.past_config import read_model, read_past_config
+from lib_lora_train.runs.records.past_config import read_model, read_past_config, require_lora_run
 from lib_lora_train.runs.run_context import RunContext, encode_images, time_phase
 from lib_lora_train.training.lease import TURN_SECONDS, run_in_turns, run_leased
 
@@ -128,7 +128,8 @@ def measure_past_run(folder: RunFolder, host: Host, control: Control) -> Generat
 
 
 def last_file(folder: RunFolder) -> FoundLora:
-    """The newest LoRA file of the run that still exists; HostError if there is none."""
+    """The newest LoRA file of the run that still exists; HostError if there is none, or files of another kind."""
+    require_lora_run(folder)
     file = next((one for one in reversed(read_loras(folder)) if not one.is_missing), None)
     if file is None:
         raise HostError(f"{folder.root.name} has no LoRA file to measure its images with.")

@@ -11,6 +11,7 @@ from lib_lora_train.evaluation.strength_search import Trial
 from lib_lora_train.runs.records.event_log import read_log
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.moved_run import read_move
+from lib_lora_train.runs.records.past_config import is_lora_run
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def read_loras(folder: RunFolder, records: Iterable[Mapping[str, Any]] | None = 
 
 
 def newest_lora(folder: RunFolder) -> Path | None:
-    """The LoRA file of the latest step that still exists; None if there is none."""
+    """The LoRA file of the latest step that still exists; None if there is none, as in a run of textual inversion."""
+    if not is_lora_run(folder):
+        return None
     return next((file.path for file in reversed(read_loras(folder)) if not file.is_missing), None)
 
 

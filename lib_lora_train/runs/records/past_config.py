@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lib_lora_train.config.method_catalog import named_word
 from lib_lora_train.config.train_config import TrainConfig, read_config
-from lib_lora_train.core.errors import LoraTrainError, TrainingError
+from lib_lora_train.core.errors import HostError, LoraTrainError, TrainingError
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.models.model_identity import ModelIdentity, identity_from_values
 from lib_lora_train.runs.records.folder import RunFolder, read_identity
@@ -45,3 +45,18 @@ def past_named_word(folder: RunFolder) -> str:
         return named_word(read_past_config(folder))
     except LoraTrainError:
         return ""
+
+
+def is_lora_run(folder: RunFolder) -> bool:
+    """Whether the run's files are LoRAs, as they are taken to be if its settings cannot be read."""
+    try:
+        return read_past_config(folder).method == "lora"
+    except LoraTrainError:
+        return True
+
+
+def require_lora_run(folder: RunFolder) -> None:
+    """HostError for a run of another method, whose images and tags cannot be measured."""
+    if not is_lora_run(folder):
+        name = folder.root.name
+        raise HostError(f"{name} has trained an embedding. Images and tags can be measured only for runs of LoRAs.")
