@@ -231,7 +231,7 @@ def validated(*losses: float, **last: float) -> dict[int, dict[str, float]]:
 def test_without_samples_the_lowest_validation_loss_names_the_epoch_and_is_never_sure() -> None:
     advice = advise_by_losses(validated(1.0, 0.8, 0.6, 0.7), (1, 2, 3))
     assert advice and (advice.epoch, advice.strength, advice.is_sure) == (2, 1.0, False)
-    assert "lowest after epoch 2: 0.6, 1 without LoRA and 0.7 after epoch 3, the last one." in advice.reasons[0]
+    assert "lowest after epoch 2: 0.6, 1 before training and 0.7 after epoch 3, the last one." in advice.reasons[0]
     assert "strengths were not tested" in advice.reasons[1]
 
 

@@ -187,7 +187,7 @@ def _memory_text(memory: MemoryEstimate | None, gpu: Gpu | None, device: str) ->
     training = memory.adapter + memory.activations
     if training >= memory.encoding:
         lora, activations = size_text(memory.adapter), size_text(memory.activations)
-        rest = f"{lora} for the LoRA and its optimiser, {activations} for activations"
+        rest = f"{lora} for what is trained and its optimiser, {activations} for activations"
     else:
         rest = f"{size_text(memory.encoding)} for encoding the images (training: {size_text(training)})"
     where = f"The {gpu.name} has {size_text(gpu.total)}, {size_text(gpu.free)} of it free. " if gpu else ""
