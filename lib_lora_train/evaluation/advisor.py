@@ -187,7 +187,7 @@ def hint_after(measured: Measured, epoch: int) -> str:
     losses = _series(known, STEADY_LOSS)
     before = {one: loss for one, loss in losses.items() if one < epoch}
     if epoch in losses and loss_shape(losses) == "diverges" != loss_shape(before):
-        return "The steady loss is higher than before training: the run has diverged. Stop it and lower the learning rate."
+        return "The steady loss is higher than at the start: the run has diverged. Stop it and lower the learning rate."
     best = best_so_far(measured, epoch)
     return f"{best.sentence}." if best and best.epochs_since == _PATIENCE else ""
 
@@ -243,7 +243,7 @@ def _measured_remedies(measured: Measured, epoch: int) -> Iterator[str]:
     """Those that follow from the measures alone."""
     shape = loss_shape(_series(measured, STEADY_LOSS))
     if shape == "diverges":
-        yield "The steady loss is higher than before training: the run has diverged. Lower the learning rate to a third."
+        yield "The steady loss is higher than at the start: the run has diverged. Lower the learning rate to a third."
     values = measured.get(epoch, {})
     if values.get(COPIES, 0) > 0:
         yield "Some samples are nearly copies of training images. Look for duplicates, or add more varied images."

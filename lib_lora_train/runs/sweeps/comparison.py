@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib_lora_train.config.method_catalog import METHOD_CATALOG
 from lib_lora_train.config.parameters import parameters_of
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.measures import measure_info, measure_title, sort_measures
@@ -24,8 +25,8 @@ _UNCOMPARED = ("output_name", "output_dir", "sample_prompts")
 class Row:
     """A run in a comparison: `settings` has its values of those that differ, None where it lacks the concept.
 
-    `best` are the measures of the best epoch, `last` those of the last one, and `differences` is how much `best` is
-    above that of the first run.
+    None is also a setting that its method does not use. `best` are the measures of the best epoch, `last` those of the
+    last one, and `differences` is how much `best` is above that of the first run.
     """
 
     result: RunResult
@@ -53,8 +54,8 @@ class Comparison:
 
 def compare(results: Sequence[RunResult]) -> Comparison:
     """The runs side by side, in their order."""
-    values = [flat_settings(result.config) for result in results]
-    settings = differing(values)
+    values = [_settings_in_use(result.config) for result in results]
+    settings = _differing(values)
     choices = [choose_epoch(result.measured, _usable_epochs(result), result.advised) for result in results]
     best = [_measures_of(result, choice.epoch) for result, choice in zip(results, choices, strict=True)]
     rows = tuple(
@@ -84,14 +85,24 @@ def flat_settings(config: TrainConfig) -> dict[str, Any]:
     return {**{p.name: getattr(config, p.name) for p in parameters_of(TrainConfig)}, **concepts}
 
 
-def differing(values: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The places whose values are not the same in all of these settings, except names of files and prompts."""
-    places = dict.fromkeys(place for one in values for place in one)
-    return tuple(
-        place
-        for place in places
-        if place not in _UNCOMPARED and any(one.get(place) != values[0].get(place) for one in values)
-    )
+def _settings_in_use(config: TrainConfig) -> dict[str, Any]:
+    """`flat_settings` without those that the method of the run does not use."""
+    unused = METHOD_CATALOG[config.method].unused
+    return {place: value for place, value in flat_settings(config).items() if place not in unused}
+
+
+def _differing(values: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The places whose values differ between the runs that have them, except names of files and prompts.
+
+    A concept that a run lacks is a difference, a setting that its method does not use is none.
+    """
+    places = dict.fromkeys(place for one in values for place in one if place not in _UNCOMPARED)
+    known = {place: [one.get(place) for one in values if place in one or _is_concept(place)] for place in places}
+    return tuple(place for place, found in known.items() if any(value != found[0] for value in found))
+
+
+def _is_concept(place: str) -> bool:
+    return place.startswith("concepts[")
 
 
 def _usable_epochs(result: RunResult) -> list[int]:

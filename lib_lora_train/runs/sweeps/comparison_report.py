@@ -72,8 +72,10 @@ def _measure_cell(name: str, row: Row, *, is_best: bool) -> str:
     if name not in row.best:
         return "–"
     digits = measure_info(name).digits
-    text = f"{row.best[name]:.{digits}f}{'*' if is_best else ''}"
-    difference = row.differences.get(name, 0.0)
+    value, difference = (
+        round(one, digits) + 0.0 for one in (row.best[name], row.differences.get(name, 0.0))
+    )  # no -0.0
+    text = f"{value:.{digits}f}{'*' if is_best else ''}"
     return f"{text} ({difference:+.{digits}f})" if difference else text
 
 

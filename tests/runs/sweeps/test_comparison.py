@@ -24,6 +24,7 @@ from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.records.run_results import RunResult, read_result
 from lib_lora_train.runs.sweeps.best_epoch import choose_epoch
 from lib_lora_train.runs.sweeps.comparison import compare
+from lib_lora_train.runs.sweeps.comparison_report import comparison_text
 from tests.stand_ins.ui import write_images
 
 CONFIG = TrainConfig(concepts=(Concept("/set/zok", trigger="zok"),))
@@ -44,6 +45,20 @@ def test_only_settings_that_differ_are_shown_with_those_of_concepts_and_without_
     shown = compare([result("a", {}), RunResult("b", "finished", other)])
     assert {"concepts[1].repeats", "concepts[2].folder"} <= set(shown.settings)
     assert shown.rows[0].settings["concepts[2].folder"] is None
+
+
+def test_settings_that_a_method_does_not_use_are_no_difference() -> None:
+    word: dict[str, Any] = {"method": "textual_inversion", "learning_rate": 5e-3}
+    runs = [result("a", {}, rank=8, **word), result("b", {}, rank=4, embedding_vectors=2, **word)]
+    assert compare(runs).settings == ("embedding_vectors",)
+    shown = compare([*runs, result("c", {}, rank=16), result("d", {}, rank=32)])
+    assert set(shown.settings) == {"method", "embedding_vectors", "rank", "learning_rate"}
+    assert [row.settings["rank"] for row in shown.rows] == [None, None, 16, 32]
+
+
+def test_values_that_round_to_zero_have_no_sign() -> None:
+    shown = compare([result("a", {1: -1e-9}), result("b", {1: -2e-9})])
+    assert "-0.0" not in comparison_text(shown) and "+0.0" not in comparison_text(shown)
 
 
 def test_differences_are_to_the_first_run_and_the_better_side_wins() -> None:
