@@ -46,7 +46,7 @@ from benchmarks.advisor_concepts import BACKGROUNDS, CONCEPTS
 from lib_lora_train.config.train_config import Concept, TrainConfig, read_config
 from lib_lora_train.core.control import Control
 from lib_lora_train.evaluation.features import image_features, similarity
-from lib_lora_train.evaluation.sample_scale import CopyRule, Look, copy_rule, look_at, pixel_similarity
+from lib_lora_train.evaluation.sample_scale import CopyRule, Look, copy_rule, make_look, pixel_similarity
 from lib_lora_train.formats.toml import read_toml_config
 from lib_lora_train.hosts.standalone import StandaloneHost
 from lib_lora_train.runs.demo.demo import demo_config
@@ -198,9 +198,9 @@ def _read(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _looks(host: StandaloneHost, config: TrainConfig, images: Sequence[Image.Image]) -> list[Look]:
+def _make_looks(host: StandaloneHost, config: TrainConfig, images: Sequence[Image.Image]) -> list[Look]:
     model = host.load_model(config)
-    return [look_at(*pair) for pair in zip(images, image_features(model, images, side=128), strict=True)]
+    return [make_look(*pair) for pair in zip(images, image_features(model, images, side=128), strict=True)]
 
 
 def _measured(
@@ -211,7 +211,7 @@ def _measured(
     samples: Mapping[str, Image.Image],
 ) -> dict[str, Any]:
     """Features, pixels and changed shares of each pair of training images, and of each sample with each of them."""
-    looks, drawn = _looks(host, config, training), _looks(host, config, list(samples.values()))
+    looks, drawn = _make_looks(host, config, training), _make_looks(host, config, list(samples.values()))
 
     def compared(one: Look, image: Image.Image, number: int) -> list[float]:
         other = looks[number]

@@ -21,7 +21,7 @@
     const chosen = []; // ids of runs, the reference first
     let openSweep = "";
     let sorting = { key: "", isDown: false };
-    const pair = { isOpen: false, left: "", right: "" }; // of "All epochs side by side", kept while runs go on
+    const pair = { isOpen: false, left: "", right: "" }; // of "All epochs side by side", kept while runs continue
 
     lt.compareBox = (run) => {
         const box = make("input", { type: "checkbox", checked: chosen.includes(run), title: "Compare this run with others", "aria-label": `Compare ${run}` });

@@ -1,4 +1,4 @@
-/* The pickers of files: checkpoints and LoRAs from the folders of the webui, each with what it is or where it lies. */
+/* The pickers of files: checkpoints and LoRAs from the folders of the webui, each with what it is or its folder. */
 (() => {
     "use strict";
     const lt = (window.loraTrain = window.loraTrain || {});

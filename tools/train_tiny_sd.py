@@ -7,7 +7,7 @@
     python tools/train_tiny_sd.py decoder --work DIR --seconds 600
     python tools/train_tiny_sd.py export  --work DIR --out assets/tiny-sd
 
-Each stage leaves its result in DIR, so stages can be repeated one by one; ``unet`` goes on
+Each stage leaves its result in DIR, so stages can be repeated one by one; ``unet`` continues
 where it was interrupted. Needs two cores, diffusers, transformers and ``rsvg-convert``.
 Training takes about an hour and three quarters on a CPU.
 """
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1200.0, help="wall clock of the stage")
     parser.add_argument("--scenes", type=int, default=1300, help="latents per process at first")
     parser.add_argument("--snapshot", type=Path, help="where the unet stage writes checkpoints")
-    parser.add_argument("--start-from", type=Path, help="state of an earlier run to go on from, clock at zero")
+    parser.add_argument("--start-from", type=Path, help="state of an earlier run to continue from, clock at zero")
     parser.add_argument("--hold-text", action="store_true", help="train only the UNet")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the unet stage")
     parser.add_argument("--processes", type=int, default=2, help="one-thread processes that share a step of 24")

@@ -20,7 +20,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def count(number: float, noun: str, plural: str = "") -> str:
-    """1 → `1 image`, 2000 → `2,000 images`; `noun` may go on to the verb: `layer is damaged`, `layers are damaged`."""
+    """1 → `1 image`, 2000 → `2,000 images`; `noun` may include the verb: `layer is damaged`, `layers are damaged`."""
     whole = int(number) if number == int(number) else number
     return f"{whole:,} {noun if number == 1 else plural or noun + 's'}"
 

@@ -28,7 +28,7 @@ _CHARACTER_SHOWINGS, _STYLE_SHOWINGS = 100, 35
 _STYLE_IMAGES = 50  # guides: a style has 50 to 200 images, a character 15 to 50
 _LARGE_SET = 300  # images; from here on guides speak of fine-tuning, with fewer showings
 _FEW_IMAGES = 5
-_HELD_OUT_IMAGES, _HELD_OUT_SHARE = 50, 0.1  # from so many on, a tenth can be spared
+_HELD_OUT_IMAGES, _HELD_OUT_SHARE = 50, 0.1  # with this many images or more, a tenth can be spared
 _GENERAL_NAMES = re.compile(r"(img|image|images|data|dataset|train|training|pic\w*|photos?|new folder|\W*)")
 
 

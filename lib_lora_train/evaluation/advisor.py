@@ -179,7 +179,7 @@ def _series(measured: Measured, name: str) -> dict[int, float]:
 
 
 def hint_after(measured: Measured, epoch: int) -> str:
-    """What the measures say after an epoch of a run that goes on, as a sentence; "" if nothing new.
+    """What the measures say after an epoch of a run that continues, as a sentence; "" if nothing new.
 
     Each is said once: that the run has diverged, and which epoch is the best after three others were not better.
     """
@@ -194,7 +194,7 @@ def hint_after(measured: Measured, epoch: int) -> str:
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """The best epoch of a run that goes on, by one measure, and how many measured epochs came after it."""
+    """The best epoch of a run that continues, by one measure, and how many measured epochs came after it."""
 
     epoch: int
     measure: str

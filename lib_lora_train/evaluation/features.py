@@ -89,7 +89,7 @@ def image_features(
     side = side or model.spec.own_resolution
     at_once = max(1, min(_BATCH_IMAGES, _BATCH_PX // side**2))
 
-    def look_at(batch: Sequence[Image.Image]) -> list[Tensor]:
+    def compute_maps(batch: Sequence[Image.Image]) -> list[Tensor]:
         maps = _feature_maps(model, [_resized(image, side) for image in batch], clip_skip)
         if yield_lease:
             yield_lease()
@@ -100,9 +100,9 @@ def image_features(
         for start in range(0, len(images), at_once):
             batch = [image.convert("RGB") for image in images[start : start + at_once]]
             for margin in _MARGINS:
-                boxes = map(_object_box, look_at(batch))
+                boxes = map(_object_box, compute_maps(batch))
                 batch = [_cropped(image, box, margin) for image, box in zip(batch, boxes, strict=True)]
-            found += map(_standing_out, look_at(batch))
+            found += map(_standing_out, compute_maps(batch))
     return found
 
 

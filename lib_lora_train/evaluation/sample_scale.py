@@ -93,7 +93,7 @@ def copy_rule(pairs: Sequence[tuple[float, float]]) -> CopyRule:
     )
 
 
-def look_at(image: Image.Image, features: ImageFeatures) -> Look:
+def make_look(image: Image.Image, features: ImageFeatures) -> Look:
     """An RGB image of any size and its features, ready to be compared."""
     small = image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
     return Look(features, np.asarray(small, dtype=np.float64).transpose(2, 0, 1) / 255)

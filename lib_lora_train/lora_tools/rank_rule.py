@@ -17,7 +17,7 @@ class RankRule:
     """How many singular values of a layer are kept, at least one.
 
     Attributes:
-        rank: at most so many; 0: no limit
+        rank: the largest number; 0: no limit
         conv_rank: the same for kernels larger than 1×1; None: as `rank`
         rule: `sv_ratio` keeps values above 1/threshold of the largest, `sv_cumulative` the fewest whose sum is this
             share of the sum of all, `sv_fro` the fewest whose matrix has this share of ΔW's Frobenius norm, each of

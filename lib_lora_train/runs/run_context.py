@@ -195,7 +195,7 @@ def _count_parameters(adapter: TrainedPart) -> int:
 def _require_disk_space(
     lora_dir: Path, folder: RunFolder, *, adapter: TrainedPart, values: int, config: TrainConfig, plan: Plan
 ) -> None:
-    """OutputError if the LoRA files, of so many values each, or training states will not fit on the disk."""
+    """OutputError if the LoRA files, of `values` weights each, or training states will not fit on the disk."""
     parameters = _count_parameters(adapter)
     files = _count_files(config, plan)
     size = values * DTYPE_BYTES[config.save_precision]

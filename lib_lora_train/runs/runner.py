@@ -48,7 +48,7 @@ class Runner:
         self.home = home
         self.queue = RunQueue(home / "queue.json")
         self._make_events = make_events
-        self._taken: set[str] = set()  # entries of the queue that were started, in case one cannot be removed from it
+        self._dequeued: set[str] = set()  # started entries of the queue, in case one cannot be removed from it
         self._lock = threading.Lock()
         self._run: CurrentRun | None = None
         self._thread: threading.Thread | None = None
@@ -110,7 +110,7 @@ class Runner:
             raise HostError("\n".join(problems) or "The queue is empty. Add a run first.")
         with self._lock:
             self._require_idle()
-            return self._start_thread(self._take(*queued))
+            return self._start_thread(self._dequeue(*queued))
 
     def pause(self) -> None:
         """Pause after the current step; the GPU is free meanwhile."""
@@ -280,13 +280,13 @@ class Runner:
         with self._lock:
             if queued is None or self._run is not ended:  # another run was started in the meantime
                 return None
-            self._run = self._take(*queued)
+            self._run = self._dequeue(*queued)
             return self._run
 
     def _next_queued(self) -> tuple[QueuedRun, CurrentRun] | None:
         """The next queued run that can start; the queue keeps the others, each with its reason."""
         for entry in self.queue.entries():
-            if entry.id in self._taken:
+            if entry.id in self._dequeued:
                 continue
             try:
                 return entry, self._run_from(entry)
@@ -298,9 +298,9 @@ class Runner:
                     self.queue.set_problem(entry.id, str(error))
         return None
 
-    def _take(self, entry: QueuedRun, run: CurrentRun) -> CurrentRun:
+    def _dequeue(self, entry: QueuedRun, run: CurrentRun) -> CurrentRun:
         """The run, removed from the queue; its folder exists by now, so that it is never lost."""
-        self._taken.add(entry.id)
+        self._dequeued.add(entry.id)
         try:
             self.queue.remove(entry.id)
         except LoraTrainError as error:  # the disk is full, or the user has removed it at this moment

@@ -86,7 +86,7 @@ def run_in_turns(
     and raises as `run_leased` does.
     """
 
-    def take_turn(_: DiffusionModel) -> tuple[list[_Unit], _Returned[_T] | None]:
+    def run_turn(_: DiffusionModel) -> tuple[list[_Unit], _Returned[_T] | None]:
         began, units = time.monotonic(), list[_Unit]()
         with within():
             while True:
@@ -100,7 +100,7 @@ def run_in_turns(
 
     while True:
         yield from follow_requests(control)
-        units, returned = yield from run_leased(host, model, control, take_turn)
+        units, returned = yield from run_leased(host, model, control, run_turn)
         yield from units
         if returned:
             return returned.value

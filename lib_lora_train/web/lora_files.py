@@ -1,4 +1,4 @@
-"""The LoRA picker: the files in all folders of the host, newest first, each with where it lies."""
+"""The LoRA picker: the files in all folders of the host, newest first, each with its folder."""
 
 from __future__ import annotations
 

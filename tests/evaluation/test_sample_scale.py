@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lib_lora_train.evaluation.features import ImageFeatures, similarity
-from lib_lora_train.evaluation.sample_scale import Look, SampleScale, copies, look_at, pixel_similarity
+from lib_lora_train.evaluation.sample_scale import Look, SampleScale, copies, make_look, pixel_similarity
 
 
 def _pointing(degrees: float, seed: int = 0) -> Look:
@@ -128,11 +128,11 @@ def test_diversity_is_the_samples_difference_as_a_share_of_the_training_images()
 
 
 def test_pixels_are_compared_whatever_their_brightness_contrast_and_a_small_shift() -> None:
-    base = look_at(_blob(40), _pointing(0).features).thumbnail
+    base = make_look(_blob(40), _pointing(0).features).thumbnail
     assert pixel_similarity(base, base) == pytest.approx(1)
     assert pixel_similarity(base, base * 0.5 + 0.2) == pytest.approx(1)
-    assert pixel_similarity(base, look_at(_blob(46), _pointing(0).features).thumbnail) > 0.95
-    assert pixel_similarity(base, look_at(_blob(90), _pointing(0).features).thumbnail) < 0.5
+    assert pixel_similarity(base, make_look(_blob(46), _pointing(0).features).thumbnail) > 0.95
+    assert pixel_similarity(base, make_look(_blob(90), _pointing(0).features).thumbnail) < 0.5
     assert pixel_similarity(base, np.full((3, 32, 32), 0.3)) == 0
 
 

@@ -301,16 +301,16 @@ def test_a_run_started_while_the_next_one_is_looked_for_is_the_only_one(
     """Reading a large dataset takes a while, and Start works meanwhile; the queue follows after that run."""
     works = FakeRuns()
     runner = Runner(None, tmp_path, make_events=works)
-    look = runner._next_queued
+    find_next = runner._next_queued
 
-    def look_slowly() -> Any:
-        found = look()
+    def find_slowly() -> Any:
+        found = find_next()
         if works.started == ["first"]:
             works.gate = threading.Event()
             runner.start(named("by hand"))
         return found
 
-    monkeypatch.setattr(runner, "_next_queued", look_slowly)
+    monkeypatch.setattr(runner, "_next_queued", find_slowly)
     runner.start(named("first"))
     runner.enqueue(named("second"))
     first = runner._thread
@@ -330,14 +330,14 @@ def test_the_queue_does_not_start_beside_a_run_that_was_started_while_it_was_rea
     works = FakeRuns()
     runner = Runner(None, tmp_path, make_events=works)
     runner.enqueue(named("queued"))
-    look = runner._next_queued
+    find_next = runner._next_queued
 
-    def look_slowly() -> Any:
-        found = look()
+    def find_slowly() -> Any:
+        found = find_next()
         runner.start(named("by hand"))
         return found
 
-    monkeypatch.setattr(runner, "_next_queued", look_slowly)
+    monkeypatch.setattr(runner, "_next_queued", find_slowly)
     with pytest.raises(HostError, match="already running"):
         runner.start_queue()
     assert [entry["name"] for entry in runner.queued_runs()] == ["queued"]

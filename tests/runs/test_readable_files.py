@@ -168,7 +168,7 @@ def test_a_whole_run_and_its_continuation_write_one_series_of_files(demo_dir: Pa
     names = [f"test-00000{epoch}.safetensors" for epoch in (1, 2, 3)]
     assert [file.path.name for file in read_loras(folder)] == names
     assert [family_of(file.path) for file in read_loras(folder)] == [{"full"}] * 3
-    assert all(family_of(folder.trained_form(name)) == {"ia3"} for name in names), "the run goes on with what it trains"
+    assert all(family_of(folder.trained_form(name)) == {"ia3"} for name in names), "it continues with what it trains"
 
 
 # --- the plan -----------------------------------------------------------------------------------

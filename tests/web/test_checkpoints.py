@@ -1,4 +1,4 @@
-"""The checkpoint picker lists what lies in the models folders, and says what each file is."""
+"""The checkpoint picker lists the files in the models folders, and says what each file is."""
 
 from __future__ import annotations
 

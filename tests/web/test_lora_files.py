@@ -1,4 +1,4 @@
-"""The LoRA picker lists what lies in all folders of the host, and tells files of one name apart."""
+"""The LoRA picker lists the files in all folders of the host, and tells files of one name apart."""
 
 from __future__ import annotations
 

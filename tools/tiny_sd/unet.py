@@ -80,7 +80,7 @@ class UnetRun:
 
     @property
     def state(self) -> Path:
-        """Everything needed to go on after an interruption."""
+        """Everything needed to continue after an interruption."""
         return self.work / "unet-state.pt"
 
 

@@ -51,7 +51,7 @@ def spelled(state: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, 
 def with_own_alphas(file: AdapterFile) -> AdapterFile:
     """A file of ours in that spelling with kohya's names for both matrices and the alpha of its run; others unchanged.
 
-    Training goes on at the speed of the run only with its alpha: without one it would count as the rank.
+    Training continues at the speed of the run only with its alpha: without one it would count as the rank.
     """
     is_ours = CONFIG_KEY in file.metadata and all(
         key.endswith((".lora_A.weight", ".lora_B.weight")) for key in file.state

@@ -43,17 +43,17 @@ def read_concepts(tables: Sequence[Any]) -> tuple[tuple[Concept, ...], tuple[Ign
 
 
 def _delimiter(reading: Reading) -> str:
-    given = str(reading.take("text.tag_delimiter", ",")).strip()
+    given = str(reading.pop("text.tag_delimiter", ",")).strip()
     return "" if given == "," else given
 
 
 def _concept(reading: Reading) -> Concept:
-    reading.set("folder", "path", reading.take("path", ""))
-    kind = str(reading.take("type", "STANDARD")).rpartition(".")[2]
+    reading.set("folder", "path", reading.pop("path", ""))
+    kind = str(reading.pop("type", "STANDARD")).rpartition(".")[2]
     if kind != "STANDARD":
         what = "validation_share holds images back" if kind == "VALIDATION" else "see prior_preservation"
         reading.ignore("type", kind, f"is not available for a folder, which is trained on: {what}")
-    if reading.take("include_subdirectories", False):
+    if reading.pop("include_subdirectories", False):
         reading.ignore("include_subdirectories", True, "is not available: give every sub-folder as a concept")
     _repeats(reading)
     _captions(reading)
@@ -63,8 +63,8 @@ def _concept(reading: Reading) -> Concept:
 
 def _repeats(reading: Reading) -> None:
     """Balancing by repeats; the default of 1 repeats nothing."""
-    strategy = str(reading.take("balancing_strategy", "REPEATS"))
-    balancing = reading.take_number("balancing", 1.0)
+    strategy = str(reading.pop("balancing_strategy", "REPEATS"))
+    balancing = reading.pop_number("balancing", 1.0)
     if strategy == "REPEATS" and balancing >= 1:
         reading.set("repeats", "balancing", round(balancing))
     if strategy != "REPEATS" or balancing != round(balancing) or balancing < 1:
@@ -75,18 +75,18 @@ def _repeats(reading: Reading) -> None:
 
 def _captions(reading: Reading) -> None:
     """A caption file beside each image has one caption per line, of which one is drawn: see `caption_lines`."""
-    source = reading.take("text.prompt_source", "sample")
+    source = reading.pop("text.prompt_source", "sample")
     if source != "sample":
         what = "put the trigger and class word in their place" if source == "concept" else "write captions"
         reading.ignore("text.prompt_source", source, f"is not available: {what}")
-    if reading.take("text.enable_tag_shuffling", False):
+    if reading.pop("text.enable_tag_shuffling", False):
         reading.set("own_shuffle", "text.enable_tag_shuffling", "on")
-        reading.set("own_keep_tokens", "text.keep_tags_count", reading.take("text.keep_tags_count", 1))
+        reading.set("own_keep_tokens", "text.keep_tags_count", reading.pop("text.keep_tags_count", 1))
     else:
-        reading.take("text.keep_tags_count")
-    if not reading.take("text.tag_dropout_enable", False):
+        reading.pop("text.keep_tags_count")
+    if not reading.pop("text.tag_dropout_enable", False):
         return
-    mode, share = reading.take("text.tag_dropout_mode", "FULL"), reading.take_number("text.tag_dropout_probability", 0)
+    mode, share = reading.pop("text.tag_dropout_mode", "FULL"), reading.pop_number("text.tag_dropout_probability", 0)
     ours = "own_caption_dropout" if mode == "FULL" else "own_tag_dropout"
     reading.set(ours, "text.tag_dropout_probability", share)
     if mode not in ("FULL", "RANDOM"):
@@ -94,21 +94,21 @@ def _captions(reading: Reading) -> None:
 
 
 def _augmentation(reading: Reading) -> None:
-    flips = [reading.take(f"image.enable_{how}_flip", False) for how in ("random", "fixed")]
+    flips = [reading.pop(f"image.enable_{how}_flip", False) for how in ("random", "fixed")]
     reading.values["flip"] = any(flips)
     changed = [what for what in _COLOURS if _is_on(reading, what)]
-    strengths = [reading.take_number(f"image.random_{what}_max_strength", 0) for what in changed]
+    strengths = [reading.pop_number(f"image.random_{what}_max_strength", 0) for what in changed]
     if any(strengths):
         reading.set("colour_jitter", "image", min(max(strengths), 0.5))
-    variants = int(reading.take_number("image_variations", 1))
-    if variants > 1 and reading.take("image.enable_crop_jitter", True):
+    variants = int(reading.pop_number("image_variations", 1))
+    if variants > 1 and reading.pop("image.enable_crop_jitter", True):
         reading.values["random_crop"] = True
         reading.set("augment_variants", "image_variations", min(variants, 64))
-    if reading.take("image.enable_resolution_override", False):
-        reading.set("resolutions", "image.resolution_override", reading.take("image.resolution_override", ""))
+    if reading.pop("image.enable_resolution_override", False):
+        reading.set("resolutions", "image.resolution_override", reading.pop("image.resolution_override", ""))
 
 
 def _is_on(reading: Reading, what: str) -> bool:
     """Whether images are changed in brightness or the like; both switches are read."""
-    switches = [reading.take(f"image.enable_{how}_{what}", False) for how in ("random", "fixed")]
+    switches = [reading.pop(f"image.enable_{how}_{what}", False) for how in ("random", "fixed")]
     return any(switches)

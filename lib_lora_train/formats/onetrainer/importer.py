@@ -67,7 +67,7 @@ def from_onetrainer(values: Any, base: Path) -> Imported:
         return Imported(config, lost, (), tuple(f"concepts[{n}]" for n in range(1, len(concepts) + 1)))
     _refuse(values)
     reading = Reading(values)
-    reading.take("training_method")
+    reading.pop("training_method")
     concepts, lost = _import_concepts(reading, base)
     _model(reading)
     _images(reading)
@@ -104,7 +104,7 @@ def _with_lines(config: TrainConfig, separator: str = "") -> TrainConfig:
 
 
 def _import_concepts(reading: Reading, base: Path) -> tuple[tuple[Concept, ...], tuple[IgnoredKey, ...]]:
-    tables, named = reading.take("concepts"), reading.take("concept_file_name")
+    tables, named = reading.pop("concepts"), reading.pop("concept_file_name")
     if not tables and named:
         tables = _beside(base, str(named))
         if tables is None:
@@ -130,27 +130,27 @@ def _beside(base: Path, name: str) -> Any:
 
 def _model(reading: Reading) -> None:
     for ours, name in (("checkpoint", "base_model_name"), ("vae", "vae.model_name")):
-        given = reading.take(name)
+        given = reading.pop(name)
         if given and str(given).lower().endswith(_CHECKPOINT_ENDINGS):
             reading.set(ours, name, given)
         elif given:
             reading.ignore(name, given, "is not a checkpoint file (.safetensors, .ckpt). Select the file yourself")
     for name, value in (("force_v_prediction", "v_prediction"), ("force_epsilon_prediction", "epsilon")):
-        if reading.take(name, False):
+        if reading.pop(name, False):
             reading.values["prediction_type"] = value
-    if reading.take("rescale_noise_scheduler_to_zero_terminal_snr", False):
+    if reading.pop("rescale_noise_scheduler_to_zero_terminal_snr", False):
         reading.values["zero_terminal_snr"] = "on"
-    skip = int(reading.take_number("text_encoder_layer_skip", 0))
+    skip = int(reading.pop_number("text_encoder_layer_skip", 0))
     reading.set("clip_skip", "text_encoder_layer_skip", 1 + skip)
-    reading.values["precision"] = _PRECISIONS.get(str(reading.take("train_dtype", "FLOAT_16")), "auto")
+    reading.values["precision"] = _PRECISIONS.get(str(reading.pop("train_dtype", "FLOAT_16")), "auto")
     parts = ("unet", "text_encoder", "text_encoder_2")
-    found = [reading.take(f"{part}.gradient_checkpointing", True) for part in parts]
-    whole = str(reading.take("gradient_checkpointing", "")).upper()  # in older files
+    found = [reading.pop(f"{part}.gradient_checkpointing", True) for part in parts]
+    whole = str(reading.pop("gradient_checkpointing", "")).upper()  # in older files
     reading.values["gradient_checkpointing"] = whole != "OFF" if whole else bool(found[0])
 
 
 def _images(reading: Reading) -> None:
-    given = str(reading.take("resolution", "512"))
+    given = str(reading.pop("resolution", "512"))
     first, *others = (one.strip() for one in given.split(","))
     sides = parse_sides(first)
     if sides:
@@ -160,20 +160,20 @@ def _images(reading: Reading) -> None:
     if others:
         text = f"of several ({given}) belong to the folders here: set their resolutions to {given.replace(',', ' ')}"
         reading.ignore("resolution", given, text)
-    reading.values["enable_buckets"] = bool(reading.take("aspect_ratio_bucketing", True))
+    reading.values["enable_buckets"] = bool(reading.pop("aspect_ratio_bucketing", True))
     reading.values["max_bucket"] = max(1024, 2 * reading.values.get("resolution", 512))
-    reading.set("epochs", "epochs", reading.take("epochs", 100))
-    reading.set("batch_size", "batch_size", reading.take("batch_size", 1))
-    reading.set("gradient_accumulation", "gradient_accumulation_steps", reading.take("gradient_accumulation_steps", 1))
+    reading.set("epochs", "epochs", reading.pop("epochs", 100))
+    reading.set("batch_size", "batch_size", reading.pop("batch_size", 1))
+    reading.set("gradient_accumulation", "gradient_accumulation_steps", reading.pop("gradient_accumulation_steps", 1))
 
 
 def _masks(reading: Reading) -> bool:
     """Whether to train on masks; OneTrainer also trains a little on what they leave out."""
-    is_on = bool(reading.take("masked_training", False))
-    weight = reading.take_number("unmasked_weight", 0.1)
-    share = reading.take_number("unmasked_probability", 0.1)
-    reading.take("normalize_masked_area_loss")
-    held = reading.take_number("masked_prior_preservation_weight", 0)
+    is_on = bool(reading.pop("masked_training", False))
+    weight = reading.pop_number("unmasked_weight", 0.1)
+    share = reading.pop_number("unmasked_probability", 0.1)
+    reading.pop("normalize_masked_area_loss")
+    held = reading.pop_number("masked_prior_preservation_weight", 0)
     if is_on:
         text = f"trains on the masked area only. OneTrainer gives the rest a weight of {weight:g}"
         reading.warn("use_masks", f"{text}, and leaves the mask out in {share:.0%} of the steps.")
@@ -187,13 +187,13 @@ def _masked(concept: Concept) -> Concept:
 
 def _rates(reading: Reading) -> None:
     """A rate for each part; parts that are not trained have none."""
-    general = reading.take_number("learning_rate", 3e-6)
+    general = reading.pop_number("learning_rate", 3e-6)
     reading.set("learning_rate", "learning_rate", general)
-    model = str(reading.take("model_type"))
+    model = str(reading.pop("model_type"))
     unet = "transformer" if model == "ANIMA" else "unet"
     encoders = ("text_encoder", *(("text_encoder_2",) if model.startswith("STABLE_DIFFUSION_XL") else ()))
-    trains = {part: bool(reading.take(f"{part}.train", True)) for part in (unet, *encoders)}
-    rates = {part: reading.take_number(f"{part}.learning_rate", general) for part in trains}
+    trains = {part: bool(reading.pop(f"{part}.train", True)) for part in (unet, *encoders)}
+    rates = {part: reading.pop_number(f"{part}.learning_rate", general) for part in trains}
     reading.values["train_unet"] = trains[unet]
     reading.values["train_text_encoder"] = any(trains[part] for part in encoders)
     reading.set("unet_lr", f"{unet}.learning_rate", rates[unet])
@@ -202,30 +202,30 @@ def _rates(reading: Reading) -> None:
         reading.set("text_encoder_lr", "text_encoder.learning_rate", first)
         if first != second:
             reading.set("text_encoder_2_lr", "text_encoder_2.learning_rate", second)
-    scaler = reading.take("learning_rate_scaler", "NONE")
+    scaler = reading.pop("learning_rate_scaler", "NONE")
     if scaler != "NONE":
         reading.ignore("learning_rate_scaler", scaler, "is not available: multiply the learning rates yourself")
-    decay = reading.take_number("ema_decay", 0.999)
-    if str(reading.take("ema", "OFF")) != "OFF":
+    decay = reading.pop_number("ema_decay", 0.999)
+    if str(reading.pop("ema", "OFF")) != "OFF":
         reading.set("ema_decay", "ema_decay", decay)
 
 
 def _schedule(reading: Reading) -> None:
     """The warm-up counts images of a batch there, and steps of the optimiser here."""
-    given = str(reading.take("learning_rate_scheduler", "CONSTANT"))
-    lowest = reading.take_number("learning_rate_min_factor", 0)
+    given = str(reading.pop("learning_rate_scheduler", "CONSTANT"))
+    lowest = reading.pop_number("learning_rate_min_factor", 0)
     chosen = _SCHEDULES.get(given) or _CLOSEST.get(given, "constant")
     if given not in _SCHEDULES:
         reading.ignore("learning_rate_scheduler", given, REPLACED)
         reading.warn("lr_schedule", f"{given} is not available; {chosen} is used, the closest.")
     if chosen == "cosine_with_restarts":
-        reading.set("lr_cycles", "learning_rate_cycles", round(reading.take_number("learning_rate_cycles", 1)))
+        reading.set("lr_cycles", "learning_rate_cycles", round(reading.pop_number("learning_rate_cycles", 1)))
     else:
-        reading.take("learning_rate_cycles")
+        reading.pop("learning_rate_cycles")
     if lowest:
         chosen = "cosine_with_min_lr" if chosen == "cosine" else chosen
         reading.set("lr_min_ratio", "learning_rate_min_factor", lowest)
-    warmup = reading.take_number("learning_rate_warmup_steps", 200)
+    warmup = reading.pop_number("learning_rate_warmup_steps", 200)
     steps = warmup / reading.values.get("gradient_accumulation", 1)
     reading.set("warmup", "learning_rate_warmup_steps", int(steps) if warmup > 1 else warmup)
     has_warmup = chosen == "constant" and reading.values.get("warmup")
@@ -233,7 +233,7 @@ def _schedule(reading: Reading) -> None:
 
 
 def _optimizer(reading: Reading) -> None:
-    given = str(reading.take("optimizer.optimizer", reading.take("optimizer", "ADAMW")))
+    given = str(reading.pop("optimizer.optimizer", reading.pop("optimizer", "ADAMW")))
     chosen = _OPTIMIZERS.get(given, "")
     if not chosen:
         chosen = "Prodigy" if given.startswith("PRODIGY") else "AdamW"
@@ -242,9 +242,9 @@ def _optimizer(reading: Reading) -> None:
         reading.warn("optimizer", text)
     reading.values["optimizer"] = chosen
     known = OPTIMIZER_CATALOG[chosen].arguments
-    arguments = {name: reading.take(f"optimizer.{name}", _OWN_DEFAULTS.get(chosen, {}).get(name)) for name in known}
-    betas = [reading.take(f"optimizer.beta{number}") for number in (1, 2)]
-    epsilons = [reading.take(f"optimizer.{name}") for name in ("eps", "eps2")]
+    arguments = {name: reading.pop(f"optimizer.{name}", _OWN_DEFAULTS.get(chosen, {}).get(name)) for name in known}
+    betas = [reading.pop(f"optimizer.beta{number}") for number in (1, 2)]
+    epsilons = [reading.pop(f"optimizer.{name}") for name in ("eps", "eps2")]
     if "betas" in known and None not in betas:
         arguments["betas"] = ",".join(map(str, betas))
     if "eps" in known and epsilons[0] is not None:
@@ -254,14 +254,14 @@ def _optimizer(reading: Reading) -> None:
 
 
 def _loss(reading: Reading) -> None:
-    strengths = {"l2": reading.take_number("mse_strength", 1.0), "l1": reading.take_number("mae_strength", 0.0)}
-    strengths["huber"] = reading.take_number("huber_strength", 0.0)
+    strengths = {"l2": reading.pop_number("mse_strength", 1.0), "l1": reading.pop_number("mae_strength", 0.0)}
+    strengths["huber"] = reading.pop_number("huber_strength", 0.0)
     used = [name for name, strength in strengths.items() if strength]
     reading.values["loss_type"] = used[0] if used else "l2"
     if len(used) > 1 or "huber" in used:
         text = f"is {used[0]}. In the file it is a mix: " + ", ".join(f"{name} × {strengths[name]:g}" for name in used)
         reading.warn("loss_type", f"{text}.")
-    weight, strength = str(reading.take("loss_weight_fn", "CONSTANT")), reading.take_number("loss_weight_strength", 5)
+    weight, strength = str(reading.pop("loss_weight_fn", "CONSTANT")), reading.pop_number("loss_weight_strength", 5)
     if weight == "MIN_SNR_GAMMA":
         reading.set("min_snr_gamma", "loss_weight_strength", strength)
     elif weight == "DEBIASED_ESTIMATION":
@@ -269,42 +269,42 @@ def _loss(reading: Reading) -> None:
     elif weight != "CONSTANT":
         reading.ignore("loss_weight_fn", weight, "is not available: min_snr_gamma 5 is the usual weight")
     is_off = reading.is_null("clip_grad_norm")
-    clip = reading.take("clip_grad_norm", 1.0)
+    clip = reading.pop("clip_grad_norm", 1.0)
     reading.set("max_grad_norm", "clip_grad_norm", 0 if is_off else clip)
 
 
 def _noise(reading: Reading) -> None:
-    reading.set("noise_offset", "offset_noise_weight", reading.take_number("offset_noise_weight", 0))
-    reading.set("min_timestep", "min_noising_strength", int(1000 * reading.take_number("min_noising_strength", 0)))
-    reading.set("max_timestep", "max_noising_strength", round(1000 * reading.take_number("max_noising_strength", 1)))
-    kind = str(reading.take("timestep_distribution", "UNIFORM"))
-    weight, bias = reading.take_number("noising_weight", 0), reading.take_number("noising_bias", 0)
+    reading.set("noise_offset", "offset_noise_weight", reading.pop_number("offset_noise_weight", 0))
+    reading.set("min_timestep", "min_noising_strength", int(1000 * reading.pop_number("min_noising_strength", 0)))
+    reading.set("max_timestep", "max_noising_strength", round(1000 * reading.pop_number("max_noising_strength", 1)))
+    kind = str(reading.pop("timestep_distribution", "UNIFORM"))
+    weight, bias = reading.pop_number("noising_weight", 0), reading.pop_number("noising_bias", 0)
     if kind == "LOGIT_NORMAL":
         reading.values["timestep_sampling"] = "sigmoid"
         reading.set("sigmoid_scale", "noising_weight", weight + 1)
         reading.set("sigmoid_mean", "noising_bias", bias)
     elif kind != "UNIFORM" and not (kind == "SIGMOID" and weight == 0):  # a flat sigmoid is uniform
         reading.ignore("timestep_distribution", kind, "is not available: timesteps are drawn uniformly")
-    reading.set("timestep_shift", "timestep_shift", reading.take_number("timestep_shift", 1))
+    reading.set("timestep_shift", "timestep_shift", reading.pop_number("timestep_shift", 1))
 
 
 def _output(reading: Reading) -> None:
-    given = str(reading.take("output_model_destination", ""))
+    given = str(reading.pop("output_model_destination", ""))
     path = PureWindowsPath(given) if "\\" in given else PurePath(given)
     if path.stem:
         reading.set("output_name", "output_model_destination", path.stem)
     if path.is_absolute():
         reading.set("output_dir", "output_model_destination", str(path.parent))
-    reading.values["save_precision"] = _PRECISIONS.get(str(reading.take("output_dtype", "FLOAT_32")), "fp16")
+    reading.values["save_precision"] = _PRECISIONS.get(str(reading.pop("output_dtype", "FLOAT_32")), "fp16")
     _every(reading, "save_every", "save_every", "save", never=True)
-    given_lora = reading.take("lora_model_name", "")
+    given_lora = reading.pop("lora_model_name", "")
     if given_lora:
         reading.set("continue_from", "lora_model_name", given_lora)
 
 
 def _every(reading: Reading, name: str, key: str, ours: str, *, never: bool) -> None:
     """How often: by epochs or steps; by time, which is not available, the default stays."""
-    number, unit = int(reading.take_number(key, 0)), str(reading.take(f"{name}_unit", "NEVER"))
+    number, unit = int(reading.pop_number(key, 0)), str(reading.pop(f"{name}_unit", "NEVER"))
     if unit in ("EPOCH", "STEP") and number:
         reading.set(f"{ours}_every_n_{unit.lower()}s", key, number)
     elif unit == "NEVER" and never:
@@ -314,7 +314,7 @@ def _every(reading: Reading, name: str, key: str, ours: str, *, never: bool) -> 
 
 
 def _samples(reading: Reading, base: Path) -> None:
-    tables, named = reading.take("samples"), reading.take("sample_definition_file_name")
+    tables, named = reading.pop("samples"), reading.pop("sample_definition_file_name")
     if not tables and named:
         tables = _beside(base, str(named))
     _every(reading, "sample_after", "sample_after", "sample", never=False)

@@ -13,7 +13,7 @@ _LAYERS = {"attn-only": "attention", "attn-mlp": "standard", "full": "full"}
 
 def import_network(reading: Reading) -> None:
     """Family, rank, alpha, layers and dropout, with OneTrainer's defaults: rank 16, alpha 1, all layers."""
-    kind = str(reading.take("peft_type", "LORA"))
+    kind = str(reading.pop("peft_type", "LORA"))
     family = _FAMILIES.get(kind, "lora")
     if kind not in _FAMILIES:
         reading.ignore("peft_type", kind, REPLACED)
@@ -23,28 +23,28 @@ def import_network(reading: Reading) -> None:
         reading.warn("family", f"oft {text}")
     reading.values["family"] = family
     rank = {"lokr": "lokr_dim", "oft": "oft_block_size"}.get(family, "lora_rank")
-    reading.set("rank", rank, reading.take(rank, 32 if family == "oft" else 16))
-    alpha = reading.take("lora_alpha", 1.0)
+    reading.set("rank", rank, reading.pop(rank, 32 if family == "oft" else 16))
+    alpha = reading.pop("lora_alpha", 1.0)
     if family in families_with("alpha"):
         reading.set("alpha", "lora_alpha", alpha)
     _dora(reading, family)
     if family == "lokr":
-        reading.set("lokr_factor", "lokr_decompose_factor", reading.take("lokr_decompose_factor", -1))
-        reading.values["decompose_both"] = bool(reading.take("lokr_decompose_both", False))
-        reading.values["tucker"] = bool(reading.take("lokr_use_tucker", False))
-        reading.values["full_matrix"] = bool(reading.take("lokr_full_matrix", False))
-    dropout = reading.take_number("dropout_probability", 0)
+        reading.set("lokr_factor", "lokr_decompose_factor", reading.pop("lokr_decompose_factor", -1))
+        reading.values["decompose_both"] = bool(reading.pop("lokr_decompose_both", False))
+        reading.values["tucker"] = bool(reading.pop("lokr_use_tucker", False))
+        reading.values["full_matrix"] = bool(reading.pop("lokr_full_matrix", False))
+    dropout = reading.pop_number("dropout_probability", 0)
     if family in families_with("network_dropout"):
         reading.set("network_dropout", "dropout_probability", dropout)
-    stored = str(reading.take("lora_weight_dtype", "FLOAT_32"))
+    stored = str(reading.pop("lora_weight_dtype", "FLOAT_32"))
     reading.values["lora_precision"] = _PRECISIONS.get(stored, "fp32")
     _layers(reading)
 
 
 def _dora(reading: Reading, family: str) -> None:
     is_lokr = family == "lokr"
-    is_on = reading.take("lokr_weight_decompose" if is_lokr else "lora_decompose", False)
-    by_output = reading.take("lokr_dora_on_output" if is_lokr else "lora_decompose_output_axis", is_lokr)
+    is_on = reading.pop("lokr_weight_decompose" if is_lokr else "lora_decompose", False)
+    by_output = reading.pop("lokr_dora_on_output" if is_lokr else "lora_decompose_output_axis", is_lokr)
     if is_on and family in families_with("dora"):
         reading.values["dora"] = True
         if by_output:
@@ -52,7 +52,7 @@ def _dora(reading: Reading, family: str) -> None:
 
 
 def _layers(reading: Reading) -> None:
-    preset, custom = str(reading.take("layer_filter_preset", "full")), str(reading.take("layer_filter", ""))
+    preset, custom = str(reading.pop("layer_filter_preset", "full")), str(reading.pop("layer_filter", ""))
     reading.values["targets"] = _LAYERS.get(preset, "full")
     if preset not in _LAYERS and custom:
         text = f"{preset} ({custom}) is not available; all layers are trained. Leave some out with layer_ranks."

@@ -25,7 +25,7 @@ class Reading:
         self._parameters = parameters
         self._remaining = dict(_flat(values))
 
-    def take(self, name: str, default: Any = None) -> Any:
+    def pop(self, name: str, default: Any = None) -> Any:
         """The value of a key, OneTrainer's default if the file does not have it; it counts as used."""
         if name not in self._remaining:
             return default
@@ -37,9 +37,9 @@ class Reading:
         """Whether the file sets the key to nothing, where OneTrainer's default is something."""
         return name in self._remaining and self._remaining[name] is None
 
-    def take_number(self, name: str, default: float) -> float:
+    def pop_number(self, name: str, default: float) -> float:
         """The value as a number; anything else is ignored with the reason."""
-        raw = self.take(name, default)
+        raw = self.pop(name, default)
         number = parse_number(raw)
         if number is None:
             self.ignore(name, raw, "is not a number")

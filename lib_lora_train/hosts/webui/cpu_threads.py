@@ -63,7 +63,7 @@ def make_thread_limit() -> ThreadLimit | None:
 
 @contextmanager
 def limited_threads(limit: ThreadLimit | None, device: torch.device) -> Iterator[None]:
-    """PyTorch computes on the CPU with at most so many threads inside; the webui's own number is restored after it."""
+    """PyTorch computes on the CPU with at most `limit` threads inside; the webui's own number is restored after it."""
     before = torch.get_num_threads()
     wanted = min(before, limit.threads()) if limit and device.type == "cpu" else before
     if wanted == before:

@@ -46,7 +46,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What must stay equal for a run to go on; where the tensors are does not matter.
+    """What must stay equal for a run to continue; where the tensors are does not matter.
 
     `extra_files` are the VAE and the text encoders that were loaded beside the checkpoint, `stored_as` is the format of
     most of the UNet's weights ("float16", "nf4"), `kind` the webui's class of the model.

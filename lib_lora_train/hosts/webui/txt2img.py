@@ -19,7 +19,7 @@ from lib_lora_train.hosts.webui.guest import temporary_options, with_own_prompt_
 _SHOWN_NAMES = 8
 _NOT_FOR_FLOWS = ("DDIM", "PLMS")
 """Samplers that take √ᾱ from the schedule, which a rectified flow does not have."""
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def sampler_names() -> tuple[str, ...]:
@@ -123,14 +123,14 @@ def _watched(state: Any, steps: int, watch: GenerationWatch | None) -> Iterator[
         return
     has_ended = threading.Event()
 
-    def look() -> None:
-        while not has_ended.wait(_LOOK_SECONDS):
+    def poll() -> None:
+        while not has_ended.wait(_POLL_SECONDS):
             watch.on_step(min(int(state.sampling_step) + 1, steps))
             if watch.is_cancelled():
                 state.interrupt()
                 return
 
-    thread = threading.Thread(target=look, name="lora-train-watch", daemon=True)
+    thread = threading.Thread(target=poll, name="lora-train-watch", daemon=True)
     thread.start()
     try:
         yield

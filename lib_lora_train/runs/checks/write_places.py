@@ -78,7 +78,7 @@ def _problems(config: TrainConfig, places: WritePlaces) -> Iterator[Problem]:
 
 
 def _side_products(config: TrainConfig, home: Path) -> Iterator[Problem]:
-    """What a run goes on without: caches and TensorBoard's logs."""
+    """What a run can continue without: caches and TensorBoard's logs."""
     caches = ("latents", "text") if config.cache_to_disk else ()
     obstacles = (scan_write_obstacle((home / cache).absolute()) for cache in caches)
     if obstacle := next(filter(None, obstacles), ""):

@@ -93,7 +93,7 @@ def record_heat_maps(
     model.require_unet("Heat maps")
     lora = (yield from run_leased(host, model, control, partial(FileOnModel, file=file))) if file else None
     if image is not None:
-        return (yield from _look_at(request, image, model, lora, host=host, control=control))
+        return (yield from _analyse_image(request, image, model, lora, host=host, control=control))
     return (yield from _draw(request, model, lora, host=host, control=control))
 
 
@@ -105,7 +105,7 @@ def require_one_model(host: Host, config: TrainConfig, active_run: str) -> None:
         )
 
 
-def _look_at(
+def _analyse_image(
     request: HeatMapRequest,
     image: Image.Image,
     model: DiffusionModel,
@@ -116,13 +116,13 @@ def _look_at(
 ) -> Generator[Event, None, HeatMapResult]:
     config = request.config
 
-    def look(leased: DiffusionModel) -> PromptAttention:
+    def measure_attention(leased: DiffusionModel) -> PromptAttention:
         with _weights(leased, lora, request.strength):
             return image_attention(
                 leased, image, request.text, clip_skip=config.clip_skip, weighted=request.is_weighted
             )
 
-    return HeatMapResult(image, (yield from run_leased(host, model, control, look)))
+    return HeatMapResult(image, (yield from run_leased(host, model, control, measure_attention)))
 
 
 def _draw(

@@ -18,7 +18,7 @@ from lib_lora_train.core.events import Event, Progress
 from lib_lora_train.hosts.host import GeneratedImage, GenerationRequest, GenerationWatch, Txt2Img
 from lib_lora_train.training.wait_for_model import follow_requests, retry_without_model
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 def generation_request(
@@ -76,7 +76,7 @@ def _generate(
     with ThreadPoolExecutor(1, "lora-train-image") as threads:
         image, shown = threads.submit(txt2img.generate, request, watch), 0
         try:
-            while not wait([image], _LOOK_SECONDS).done:
+            while not wait([image], _POLL_SECONDS).done:
                 if now.step > shown:
                     shown = now.step
                     yield Progress("samples", done, total, 1, shown, request.steps)

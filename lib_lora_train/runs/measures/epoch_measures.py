@@ -77,7 +77,7 @@ def measure_epoch(run: RunContext, measures: RunMeasures, epoch: int) -> Iterato
 
 
 def early_stop_reason(run: RunContext, epoch: int) -> str:
-    """Why the training ends after this epoch, as a sentence; "" if it goes on."""
+    """Why the training ends after this epoch, as a sentence; "" if it continues."""
     patience = run.config.early_stopping_epochs
     best = best_so_far(run.history.measured, epoch) if patience and epoch < run.plan.epochs else None
     return f"{best.sentence}. The training ends here." if best and best.epochs_since >= patience else ""

@@ -19,7 +19,7 @@ from lib_lora_train.dataset.images import read_pixels
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.evaluation.feature_cache import FeatureCache
 from lib_lora_train.evaluation.features import ImageFeatures, image_features
-from lib_lora_train.evaluation.sample_scale import MAX_IMAGES, Look, SampleScale, copies, look_at
+from lib_lora_train.evaluation.sample_scale import MAX_IMAGES, Look, SampleScale, copies, make_look
 from lib_lora_train.models.diffusion_model import DiffusionModel
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.training.lease import YieldLease
@@ -68,7 +68,7 @@ class SampleMeasures:
         options = self._options(model, yield_lease)
         try:
             scale = self._prepare(model, images[0], options)
-            samples = _looks(model, self._row(images[epoch]), partial(image_features, **options))
+            samples = _make_looks(model, self._row(images[epoch]), partial(image_features, **options))
         except DataError:  # an image that the VAE cannot encode was reported before
             return SampleFindings({}, [])
         matches = scale.matches(samples)
@@ -100,7 +100,7 @@ class SampleMeasures:
         """
         options = self._options(model, yield_lease)
         scale = self._prepare(model, without_lora, options)
-        return tuple(scale.likeness_of_each(_looks(model, self._row(row), partial(image_features, **options))))
+        return tuple(scale.likeness_of_each(_make_looks(model, self._row(row), partial(image_features, **options))))
 
     def _options(self, model: DiffusionModel, yield_lease: YieldLease) -> dict[str, Any]:
         side = min(self.config.resolution_side, model.spec.own_resolution)
@@ -112,8 +112,9 @@ class SampleMeasures:
         """The scale of the run, made once."""
         if self._scale is None:
             self._paths, training = _training_images(self.plan)
-            looks = _looks(model, training, partial(self.cache.features, **options))
-            self._scale = SampleScale(looks, _looks(model, self._row(without_lora), partial(image_features, **options)))
+            looks = _make_looks(model, training, partial(self.cache.features, **options))
+            drawn = _make_looks(model, self._row(without_lora), partial(image_features, **options))
+            self._scale = SampleScale(looks, drawn)
         return self._scale
 
     def _row(self, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -132,8 +133,8 @@ def sample_measures(
     return SampleMeasures(plan, places, config, folder, cache)
 
 
-def _looks(model: DiffusionModel, images: Sequence[Image.Image], features: _Features) -> list[Look]:
-    return [look_at(image, one) for image, one in zip(images, features(model, images), strict=True)]
+def _make_looks(model: DiffusionModel, images: Sequence[Image.Image], features: _Features) -> list[Look]:
+    return [make_look(image, one) for image, one in zip(images, features(model, images), strict=True)]
 
 
 def _training_images(plan: Plan) -> tuple[list[Path], list[Image.Image]]:

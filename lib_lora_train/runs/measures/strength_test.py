@@ -165,14 +165,14 @@ class StrengthTest:
         """The trial; None if likeness has no scale in this run."""
         before = self._samples(0)
 
-        def look(model: DiffusionModel, yield_lease: YieldLease) -> tuple[float, ...]:
+        def measure_likeness(model: DiffusionModel, yield_lease: YieldLease) -> tuple[float, ...]:
             with without_adapter(model):
                 try:
                     return self._measures.likeness_of_each(model, before, row, yield_lease)
                 except DataError:  # an image that the VAE cannot encode was reported before
                     return ()
 
-        likeness = yield from run_leased_cooperatively(self.host, self.model, self.control, look)
+        likeness = yield from run_leased_cooperatively(self.host, self.model, self.control, measure_likeness)
         if not likeness:
             return None
         one, first = difference_of_prompts(before), self._concepts

@@ -21,7 +21,7 @@ from lib_lora_train.dataset.images import read_pixels
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.evaluation.feature_cache import FeatureCache
 from lib_lora_train.evaluation.features import ImageFeatures, image_features
-from lib_lora_train.evaluation.sample_scale import Look, look_at
+from lib_lora_train.evaluation.sample_scale import Look, make_look
 from lib_lora_train.evaluation.tag_contrast import RowLooks, measure_concept
 from lib_lora_train.evaluation.tag_report import MIN_IMAGES, TagMeasure
 from lib_lora_train.hosts.host import Host
@@ -162,23 +162,23 @@ class _Looking:
 
     def training(self, images: Sequence[Image.Image]) -> Generator[Event, None, list[Look]]:
         """Of training images."""
-        return (yield from self._look(images, self.cache.features))
+        return (yield from self._make_looks(images, self.cache.features))
 
     def drawn(self, images: Sequence[Image.Image]) -> Generator[Event, None, list[Look]]:
         """Of drawn images."""
-        return (yield from self._look(images, image_features))
+        return (yield from self._make_looks(images, image_features))
 
-    def _look(
+    def _make_looks(
         self, images: Sequence[Image.Image], features: Callable[..., list[ImageFeatures]]
     ) -> Generator[Event, None, list[Look]]:
         yield from follow_requests(self.control)
 
-        def look(model: DiffusionModel, yield_lease: YieldLease) -> list[ImageFeatures]:
+        def extract_features(model: DiffusionModel, yield_lease: YieldLease) -> list[ImageFeatures]:
             with without_adapter(model):
                 return features(model, images, yield_lease=yield_lease, **self.options)
 
-        found = yield from run_leased_cooperatively(self.host, self.model, self.control, look)
-        return [look_at(image, one) for image, one in zip(images, found, strict=True)]
+        found = yield from run_leased_cooperatively(self.host, self.model, self.control, extract_features)
+        return [make_look(image, one) for image, one in zip(images, found, strict=True)]
 
 
 def _measure(

@@ -166,7 +166,7 @@ def _config_to_resume(folder: RunFolder, more_epochs: int, *, is_earlier: bool) 
 def _as_planned(config: TrainConfig, plans: Sequence[Mapping[str, Any]]) -> TrainConfig:
     """The settings with the length of the last plan, if they still have that of the one before.
 
-    An extended run writes its settings when it goes on, so they are old if it fails before.
+    An extended run writes its settings when it continues, so they are old if it fails before.
     """
     if len(plans) < 2 or plans[-1]["total_steps"] <= plans[-2]["total_steps"]:
         return config

@@ -156,7 +156,7 @@ def _member(
 
 
 def _stamp(folder: RunFolder) -> tuple[int, ...]:
-    """Numbers that change when the run goes on, or when one of its states or its grid comes or goes."""
+    """Numbers that change when the run continues, or when one of its states or its grid comes or goes."""
     files = [path.stat() for path in (folder.root, folder.log, folder.states) if path.exists()]
     return tuple(number for file in files for number in (file.st_size, file.st_mtime_ns))
 
