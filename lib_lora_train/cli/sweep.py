@@ -14,7 +14,8 @@ from lib_lora_train.cli.flags import add_setting_flags, preset_help
 from lib_lora_train.cli.past_run import find_run
 from lib_lora_train.cli.settings import read_cli_config, refuse_unknown
 from lib_lora_train.cli.training import EXIT_INTERRUPTED, open_host, output_folder, train_run
-from lib_lora_train.config.train_config import TrainConfig
+from lib_lora_train.config.parameters import parameters_of
+from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.errors import LoraTrainError
 from lib_lora_train.core.wording import count
 
@@ -68,6 +69,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     home = output_folder(options) / "outputs"
     if options.resume is not None:
         refuse_unknown(options)
+        _refuse_changes(options)
         sweep = read_sweep(home, options.resume) if options.resume else next(list_sweeps(home), None)
         if sweep is None:
             raise LoraTrainError(f"{home} has no sweep to continue. Start one with --vary.")
@@ -99,6 +101,18 @@ def run_compare(options: argparse.Namespace) -> int:
     comparison = compare([read_result(folder) for folder in folders])
     print(json.dumps(comparison_values(comparison), indent=1) if options.json else comparison_text(comparison))
     return 0
+
+
+def _refuse_changes(options: argparse.Namespace) -> None:
+    """LoraTrainError for what a sweep that is continued would ignore: its runs are recorded with their settings."""
+    given = vars(options)
+    own = [(one.name, one.name) for one in parameters_of(TrainConfig)]
+    of_concept = [(one.name, f"concept.{one.name}") for one in parameters_of(Concept)]
+    changes = [f"--{name.replace('_', '-')}" for name, key in (*own, *of_concept) if key in given]
+    changes += [f"--{name}" for name in ("vary", "preset") if given[name]] + ["--dry-run"] * options.dry_run
+    if changes or options.configs:
+        word = [*options.configs, *changes][0]
+        raise LoraTrainError(f"{word} has no effect on a sweep that is resumed with its settings. Leave it out.")
 
 
 def _split(text: str) -> tuple[str, str]:

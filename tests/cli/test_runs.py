@@ -146,6 +146,26 @@ def test_a_sweep_goes_on_with_what_is_missing_and_after_a_failure(
     assert started == [2, 4, 2, 4]
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--rank", "8"], "--rank"),
+        (["--no-make-grid"], "--make-grid"),
+        (["--folder", "images"], "--folder"),
+        (["--preset", "style"], "--preset"),
+        (["--vary", "rank=2,4"], "--vary"),
+        (["--dry-run"], "--dry-run"),
+        (["other.toml"], "other.toml"),
+    ],
+)
+def test_a_resumed_sweep_refuses_what_it_would_ignore(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sweep", "--resume", "a-sweep", *words, "--out", str(tmp_path / "out")]) == 2
+    assert f"Error: {named} has no effect on a sweep that is resumed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sweep_that_cannot_be_trained_is_refused_before_anything_is_written(
     settings: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
