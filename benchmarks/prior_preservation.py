@@ -17,7 +17,6 @@ other things.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import tempfile
@@ -35,7 +34,8 @@ from tiny_sd.classifier import background_of
 from tiny_sd.mascot import caption_mascot_scene, draw_mascot_scene, render_mascot_scene
 
 from benchmarks.advisor_concepts import BACKGROUNDS, COMPANION_EVERY, drawings
-from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns
+from benchmarks.seed_runs import NOTHING_DRAWN
+from benchmarks.way_runs import WayRuns, run_command
 from lib_lora_train.adapters.inject import Adapter
 from lib_lora_train.config.sample_prompts import SamplePrompt
 from lib_lora_train.config.train_config import Concept, TrainConfig
@@ -54,7 +54,6 @@ from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 from lib_lora_train.sampling.sample import sample_images
 
-RUNS = Path(__file__).parent / "prior_preservation_runs"
 SEEDS = (1, 2, 3)
 CLASS, EPOCHS, MASKED_IMAGES = "dog", 5, 16
 FINAL_SEEDS = tuple(range(1, 9))
@@ -81,6 +80,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "mask": {},
     "mask and prior": {"masked_prior_preservation_weight": 1.0},
 }
+RUNS = WayRuns(Path(__file__), Path(__file__).parent / "prior_preservation_runs", list(WAYS))
 
 
 def way_config(way: str, seed: int, folder: Path) -> TrainConfig:
@@ -209,7 +209,7 @@ def drift_at_fall(rows: Sequence[Mapping[str, float]], name: str, wanted: float)
 
 def report(seeds: Sequence[int]) -> str:
     """Means over the seeds: after the last epoch, and where all had learnt as much."""
-    found = {way: list(runs_of(way).read(seeds)) for way in WAYS}
+    found = {way: list(RUNS.read(way, seeds)) for way in WAYS}
     found = {way: records for way, records in found.items() if records}
     lines = ["After the last epoch, means over the seeds:", ""]
     columns = ("concept_share", "leak_share", "fall", "base_loss", *DRIFTS, BLEED, "background")
@@ -235,27 +235,5 @@ def report(seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def runs_of(way: str) -> SeedRuns:
-    """Where the results of a way are."""
-    return SeedRuns(Path(__file__), RUNS / way.replace(" ", "-"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    options = parser.parse_args()
-    if options.command == "report":
-        print(report(options.seeds))
-        return
-    RUNS.mkdir(exist_ok=True)
-    for seed in options.seeds:
-        for way in options.ways:
-            if not list(runs_of(way).read([seed])):
-                runs_of(way).write(seed, run_way(way, seed))
-                print(f"seed {seed}, {way}: done", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, RUNS, SEEDS, run_way=run_way, report=report)

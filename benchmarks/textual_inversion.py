@@ -15,7 +15,6 @@ the vectors.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.seed_runs import NOTHING_DRAWN, SeedRuns
+from benchmarks.seed_runs import NOTHING_DRAWN
+from benchmarks.way_runs import WayRuns, run_command
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.control import Control
 from lib_lora_train.core.events import StepDone
@@ -36,7 +36,6 @@ from lib_lora_train.runs.demo.demo import DEMO_SET, DemoEvaluator, demo_config
 from lib_lora_train.runs.records.folder import RunFolder
 from lib_lora_train.runs.trainer import run_training
 
-RUNS = Path(__file__).parent / "textual_inversion_runs"
 SEEDS = (1,)
 EPOCHS, IMAGE_SEEDS = 6, (1, 2, 3, 4)
 _INVERSION: Mapping[str, Any] = {
@@ -54,6 +53,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "4 vectors from *": {**_INVERSION, "embedding_vectors": 4, "embedding_init_text": "*"},
     "4 vectors, norm kept": {**_INVERSION, "embedding_vectors": 4, "preserve_embedding_norm": True},
 }
+RUNS = WayRuns(Path(__file__), Path(__file__).parent / "textual_inversion_runs", list(WAYS))
 
 
 class Measurement:
@@ -99,7 +99,7 @@ def report(seeds: Sequence[int]) -> str:
     head += ["length", "KiB", "s per step"]
     lines = [f"| | {' | '.join(head)} |", f"| --- |{' ---: |' * len(head)}"]
     for way in WAYS:
-        records = list(runs_of(way).read(seeds))
+        records = list(RUNS.read(way, seeds))
         if not records:
             continue
         rows = [one["rows"] for one in records]
@@ -114,27 +114,5 @@ def report(seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def runs_of(way: str) -> SeedRuns:
-    """Where the results of a way are."""
-    return SeedRuns(Path(__file__), RUNS / way.replace(" ", "-").replace("*", "star").replace(",", ""))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    options = parser.parse_args()
-    if options.command == "report":
-        print(report(options.seeds))
-        return
-    RUNS.mkdir(exist_ok=True)
-    for seed in options.seeds:
-        for way in options.ways:
-            if not list(runs_of(way).read([seed])):
-                runs_of(way).write(seed, run_way(way, seed))
-                print(f"seed {seed}, {way}: done", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, RUNS, SEEDS, run_way=run_way, report=report)
