@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_GIB = 2**30
+
 
 def shorten_list(names: Sequence[str], limit: int) -> str:
     """The first `limit` names, separated by commas, and "…" if there are more."""
@@ -88,6 +90,15 @@ def fixed(value: float, digits: int = 2) -> str:
 def percent(share: float) -> str:
     """0.625 → `62%`; what rounds to zero has no sign: -0.001 → `0%`."""
     return f"{fixed(100 * share, 0)}%"
+
+
+def size_text(size: float) -> str:
+    """Bytes as text: `6.3 GB` (of 2³⁰ bytes, as GPU memory is sold), `340 MB`; at least `1 MB` if there are any."""
+    if size >= 10 * _GIB:
+        return f"{size / _GIB:.0f} GB"
+    if size >= 0.95 * _GIB:
+        return f"{size / _GIB:.1f} GB"
+    return f"{max(1, round(size / 2**20)) if size > 0 else 0} MB"
 
 
 def value_text(value: Any) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from lib_lora_train.config.architecture_titles import TITLES
 from lib_lora_train.config.card_presets import find_card_preset, smallest_card
 from lib_lora_train.core.errors import LoraTrainError
+from lib_lora_train.core.wording import size_text
 from lib_lora_train.hosts.host import RunTarget
 from lib_lora_train.runs.estimates.memory import read_checkpoint_sizes
-from lib_lora_train.runs.estimates.requirements import size_text
 
 _BY_NAME = "choose a preset by its name, such as “SDXL on 8 GB”."
 

@@ -8,7 +8,7 @@ import pytest
 
 from lib_lora_train.core.errors import Problem
 from lib_lora_train.core.events import Noted
-from lib_lora_train.core.wording import as_sentence, did_you_mean, fixed, located, percent, without_name
+from lib_lora_train.core.wording import as_sentence, did_you_mean, fixed, located, percent, size_text, without_name
 from lib_lora_train.core.writable import failed_write_advice
 
 _OTHER = "Check that the folder exists and can be written"
@@ -95,3 +95,22 @@ def test_a_text_becomes_one_sentence() -> None:
 def test_a_message_that_continues_the_name_has_no_colon_before_it(message: str, sentence: str) -> None:
     assert str(Problem("error", "rank", message)) == sentence
     assert located("", message) == message
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 MB"),
+        (300_000, "1 MB"),
+        (5 * 2**20, "5 MB"),
+        (int(0.94 * 2**30), "963 MB"),
+        (int(0.96 * 2**30), "1.0 GB"),
+        (2**30, "1.0 GB"),
+        (int(6.34 * 2**30), "6.3 GB"),
+        (10 * 2**30 - 2**25, "10.0 GB"),
+        (10 * 2**30, "10 GB"),
+        (int(12.4 * 2**30), "12 GB"),
+    ],
+)
+def test_size_text(size: int, words: str) -> None:
+    assert size_text(size) == words

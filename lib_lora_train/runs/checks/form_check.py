@@ -25,11 +25,10 @@ from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, Problem
 from lib_lora_train.core.safetensors_header import read_header
 from lib_lora_train.core.user_paths import user_path
-from lib_lora_train.core.wording import join_names
+from lib_lora_train.core.wording import join_names, size_text
 from lib_lora_train.models.architecture import ModelSpec
 from lib_lora_train.runs.estimates.memory import DTYPE_BYTES, count_adapted_weights
 
-_GIB = 2**30
 _SETTING = "files_for_webui"
 _REMEDY = ((_SETTING, True),)
 _WHERE = {"tucker": "tucker", "constraint": "constraint", "rescaled": "rescaled"}
@@ -165,8 +164,7 @@ def _description(config: TrainConfig, webui: str, form: str, spec: ModelSpec | N
     if written != "full" or spec is None or not spec.unet or config.continue_from:
         return text
     size = count_adapted_weights(spec, config) * DTYPE_BYTES[config.save_precision]
-    shown = f"{size / _GIB:.1f} GB" if size >= 0.95 * _GIB else f"{max(1, round(size / 2**20))} MB"
-    return f"{text} (about {shown} each)"
+    return f"{text} (about {size_text(size)} each)"
 
 
 def _where(form: str) -> str:

@@ -14,14 +14,12 @@ from typing import Any
 from lib_lora_train.config.train_config import TrainConfig
 from lib_lora_train.core.errors import AdapterError, Problem
 from lib_lora_train.core.progress import format_duration
+from lib_lora_train.core.wording import size_text
 from lib_lora_train.dataset.plan import Plan
 from lib_lora_train.hosts.host import Gpu, RunTarget
 from lib_lora_train.runs.estimates.memory import CheckpointSizes, MemoryEstimate, estimate_memory, read_checkpoint_sizes
 from lib_lora_train.runs.estimates.model_checks import check_model
 from lib_lora_train.runs.estimates.step_time import TimeEstimate, describe_workload, estimate_time
-
-_GIB = 2**30
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -203,13 +201,6 @@ def _time_text(time: TimeEstimate | None) -> str:
         return "Time: unknown until a first run with this architecture on this machine."
     far = ", whose steps were a very different size" if time.is_extrapolated else ""
     return f"The time is for the steps only, without samples and files, at the speed of {time.run}{far}."
-
-
-def size_text(size: float) -> str:
-    """Bytes as text: `6.3 GB` (of 2³⁰ bytes, as GPU memory is sold), `340 MB`."""
-    if size >= 10 * _GIB:
-        return f"{size / _GIB:.0f} GB"
-    return f"{size / _GIB:.1f} GB" if size >= 0.95 * _GIB else f"{size / _MIB:.0f} MB"
 
 
 def requirement_lines(requirements: Requirements) -> list[str]:

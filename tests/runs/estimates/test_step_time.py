@@ -12,9 +12,10 @@ import pytest
 from lib_lora_train.config.train_config import Concept, TrainConfig
 from lib_lora_train.core.events import Event, StepDone, Workload, to_record
 from lib_lora_train.core.progress import format_duration
+from lib_lora_train.core.wording import size_text
 from lib_lora_train.hosts.host import Gpu, RunTarget
 from lib_lora_train.runs.estimates.memory import MemoryEstimate
-from lib_lora_train.runs.estimates.requirements import Requirements, check_precision, estimate_requirements, size_text
+from lib_lora_train.runs.estimates.requirements import Requirements, check_precision, estimate_requirements
 from lib_lora_train.runs.estimates.step_time import describe_workload, estimate_time, past_speeds
 from tests.stand_ins.tiny_models import write_tiny_checkpoint
 from tests.stand_ins.training_parts import small_plan
@@ -257,20 +258,3 @@ def test_advice_lists_everything_if_nothing_suffices(checkpoint: Path, tmp_path:
 )
 def test_time_text(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        (5 * 2**20, "5 MB"),
-        (int(0.94 * 2**30), "963 MB"),
-        (int(0.96 * 2**30), "1.0 GB"),
-        (2**30, "1.0 GB"),
-        (int(6.34 * 2**30), "6.3 GB"),
-        (10 * 2**30 - 2**25, "10.0 GB"),
-        (10 * 2**30, "10 GB"),
-        (int(12.4 * 2**30), "12 GB"),
-    ],
-)
-def test_size_text(size: int, words: str) -> None:
-    assert size_text(size) == words
