@@ -74,7 +74,8 @@ def test_a_warning_names_every_webui_that_misreads_the_file(form: str) -> None:
         values |= {"tucker": True, "targets": "all"}
     if values["family"] not in FAMILY_CATALOG or form_of(TrainConfig(**values)) != form:
         return
-    text = " ".join(p.message for p in form_problems(TrainConfig(**values), "") if "not read correctly everywhere" in p.message)
+    problems = form_problems(TrainConfig(**values), "")
+    text = " ".join(p.message for p in problems if "not read correctly everywhere" in p.message)
     assert all(name in text for name, _ in bad_webuis(form))
     assert bool(text) == bool(tuple(bad_webuis(form)))
 
