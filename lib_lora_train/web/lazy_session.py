@@ -30,7 +30,7 @@ class _LazySession:
         self._open: Callable[[], Session] | None = open_session
         self._lock = threading.Lock()
         self._session: Session | None = None
-        self._reason = ""
+        self._failure: SessionUnavailableError | None = None
 
     @property
     def page_key(self) -> str:
@@ -49,13 +49,17 @@ class _LazySession:
                 try:
                     self._session = open_session()
                 except LoraTrainError as error:
-                    self._reason = str(error)
+                    self._failure = SessionUnavailableError(str(error))
                 except Exception as error:  # any package or a webui's module can fail as it is imported
                     log.exception("The trainer could not be started")
-                    self._reason = (
-                        f"The trainer could not be started ({type(error).__name__}: {error}). The console shows where. "
-                        "Update the extension and the webui, and restart the webui."
-                    )
+                    self._failure = _unexpected(error)
             if self._session is None:
-                raise SessionUnavailableError(self._reason)
+                raise self._failure or SessionUnavailableError("The trainer could not be started. Restart the webui.")
             return self._session
+
+
+def _unexpected(error: Exception) -> SessionUnavailableError:
+    return SessionUnavailableError(
+        f"The trainer could not be started ({type(error).__name__}: {error}). The console shows where. Update the "
+        "extension and the webui, and restart the webui."
+    )
