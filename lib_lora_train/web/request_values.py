@@ -155,9 +155,11 @@ def _is_filter(value: Any) -> bool:
 
 
 FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("checkpoint", "file", "folder", "image", "list", "model", "path", "run", "tuned"), _is_path),
+    **dict.fromkeys(
+        ("checkpoint", "file", "folder", "image", "list", "model", "path", "run", "tuned", "vae"), _is_path
+    ),
     **dict.fromkeys(("edit", "exclude", "existing", "id", "kind", "layers", "name", "prompts"), _is_text),
-    **dict.fromkeys(("method", "targets"), _is_text),
+    **dict.fromkeys(("ema", "method", "precision", "targets"), _is_text),
     **dict.fromkeys(
         ("rule", "sampler", "scope", "tagger", "text", "to", "token", "trigger", "typed", "upscaler", "words"), _is_text
     ),

@@ -146,7 +146,7 @@ def _warmup(state: ImportState) -> float | None:
         state.ignore("lr_warmup_steps", raw, "is not a number of steps")
     if steps and percent:
         state.ignore("lr_warmup", percent, overridden_by("lr_warmup_steps"))
-    name, value = ("lr_warmup_steps", steps) if steps or percent is None else ("lr_warmup", percent / 100)
+    name, value = ("lr_warmup_steps", steps) if steps or percent is None else ("lr_warmup", round(percent / 100, 10))
     if value is None:
         return None
     high = 1 if name == "lr_warmup" or share else PARAMETERS["warmup"].high or math.inf
