@@ -19,17 +19,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lib_lora_train.core import atomic_write
-from lib_lora_train.core.errors import LoraTrainError, ModelError, OutputError, VaeError
+from lib_lora_train.core.errors import ModelError, OutputError, VaeError
 from lib_lora_train.core.wording import count
 from lib_lora_train.core.writable import failed_write_advice
 from lib_lora_train.lora_tools.checkpoint_changes import CheckpointChanges
-from lib_lora_train.lora_tools.new_file import refuse_existing
+from lib_lora_train.lora_tools.new_file import new_config, refuse_existing
 from lib_lora_train.lora_tools.streamed_file import header_bytes, tensor_bytes
 from lib_lora_train.models.architecture import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX
-from lib_lora_train.models.checkpoint import load_vae, shapes_of
 from lib_lora_train.models.dtypes import DTYPES
 from lib_lora_train.models.file_kinds import refuse_other_kinds
-from lib_lora_train.models.graft import check_vae
+from lib_lora_train.models.loading import load_fitting_vae, require_fitting_vae
 from lib_lora_train.models.pickled_tensors import is_pickle, open_pickled
 from lib_lora_train.models.weight_files import read_model_header
 
@@ -108,9 +107,7 @@ def convert_checkpoint(
     """
     changes.check()
     refuse_existing(path)
-    beside, new_beside = source.with_suffix(".yaml"), path.with_suffix(".yaml")
-    if beside.is_file() and new_beside.exists():
-        raise LoraTrainError(f"{new_beside} already exists. Choose another name.")
+    config = new_config(source, path)
     with _opened(source) as file:
         notes: list[str] = []
         _require_convertible(source, file.tensors, changes)
@@ -126,8 +123,8 @@ def convert_checkpoint(
                 for number, (name, tensor) in enumerate(tensors.items()):
                     on_tensor(number, len(tensors))
                     new.write(tensor_bytes(_converted(name, tensor.read(), dtypes[name])))
-            if beside.is_file():
-                shutil.copy(beside, new_beside)
+            if config:
+                shutil.copy(source.with_suffix(".yaml"), config)
         except OSError as error:
             reason = error.strerror or error
             raise OutputError(f"{path} could not be written: {reason}. {failed_write_advice(error)}") from error
@@ -189,26 +186,21 @@ def _require_convertible(source: Path, tensors: Mapping[str, _Stored], changes: 
             raise ModelError(f"{source.name}: {reason}") from None
     if changes.vae and not _has_unet(tensors):
         raise ModelError(f"{source.name} has no UNet, so it needs no VAE. Leave the VAE out.")
-    scaled = next((name for name in tensors if name.endswith(_SCALES)), "")
-    if changes.precision and scaled:
+    if changes.precision and any(name.endswith(_SCALES) for name in tensors):
         raise ModelError(f"{source.name} is stored in 8 bit or less with scales. Leave the precision as it is.")
 
 
 def _read_vae(path: Path) -> Mapping[str, Tensor]:
     """A VAE's tensors under ldm's names with `first_stage_model.`, from any format; VaeError if it cannot be used."""
+    if not is_pickle(path):
+        return load_fitting_vae(path)
     try:
-        if is_pickle(path):
-            with open_pickled(path) as file:
-                names = {f"{VAE_PREFIX}{name.removeprefix(VAE_PREFIX)}": name for name in file.tensors}
-                own = {name: old for name, old in names.items() if not name.startswith(_LEFTOVERS)}
-                vae: Mapping[str, Tensor] = {name: file.read(old) for name, old in own.items()}
-        else:
-            vae = load_vae(path)
-        check_vae(shapes_of(vae))
+        with open_pickled(path) as file:
+            names = {f"{VAE_PREFIX}{name.removeprefix(VAE_PREFIX)}": name for name in file.tensors}
+            vae = {name: file.read(old) for name, old in names.items() if not name.startswith(_LEFTOVERS)}
     except ModelError as reason:
-        text = str(reason)
-        raise VaeError(text if path.name in text else f"{path.name}: {text}") from reason
-    return vae
+        raise VaeError(str(reason)) from reason
+    return require_fitting_vae(path, vae)
 
 
 def _positions(stored: _Stored) -> tuple[_Stored, int]:

@@ -17,7 +17,7 @@ from lib_lora_train.core.wording import count
 from lib_lora_train.core.writable import failed_write_advice
 from lib_lora_train.lora_tools.merge import WeightedFiles, add_to_layers, merged_metadata
 from lib_lora_train.lora_tools.merge_into_transformer import merge_into_transformer
-from lib_lora_train.lora_tools.new_file import ENDING, refuse_existing
+from lib_lora_train.lora_tools.new_file import ENDING, new_config, refuse_existing
 from lib_lora_train.lora_tools.new_model_folder import write_model_copy
 from lib_lora_train.models.architecture import VAE_PREFIX, add_text_model_prefix
 from lib_lora_train.models.checkpoint import load_checkpoint, shapes_of
@@ -51,13 +51,11 @@ def write_merged_checkpoint(
     if checkpoint.is_dir():
         path = path.with_name(path.name.removesuffix(ENDING))
     refuse_existing(path)
-    beside, new_beside = checkpoint.with_suffix(".yaml"), path.with_name(f"{path.stem}.yaml")
-    if beside.is_file() and new_beside.exists():
-        raise LoraTrainError(f"{new_beside} already exists. Choose another name.")
+    config = new_config(checkpoint, path)
     try:
         layers, left_out = _write(checkpoint, files, path, blocks)
-        if beside.is_file():
-            shutil.copy(beside, new_beside)
+        if config:
+            shutil.copy(checkpoint.with_suffix(".yaml"), config)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path} could not be written: {reason}. {failed_write_advice(error)}") from error

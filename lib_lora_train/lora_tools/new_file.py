@@ -35,6 +35,19 @@ def refuse_existing(path: Path) -> None:
         raise LoraTrainError(f"{existing} already exists. Choose another name.")
 
 
+def new_config(source: Path, path: Path) -> Path | None:
+    """Where the .yaml beside the checkpoint `source` goes for its copy `path`; None if there is none.
+
+    LoraTrainError if a file is there already.
+    """
+    if not source.with_suffix(".yaml").is_file():
+        return None
+    config = path.with_name(f"{path.stem}.yaml")
+    if config.exists():
+        raise LoraTrainError(f"{config} already exists. Choose another name.")
+    return config
+
+
 def sidecars(lora: Path) -> list[Path]:
     """Where the card and the previews of a LoRA file are, if it has any."""
     return [lora.with_name(f"{lora.stem}{ending}") for ending in SIDECAR_ENDINGS]

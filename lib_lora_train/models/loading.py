@@ -57,7 +57,7 @@ def load_model(choice: ModelChoice, device: torch.device) -> DiffusionModel:
     file = load_checkpoint(path)
     tensors = file.tensors
     if choice.vae is not None and kind_in(tensors).has_vae:
-        tensors = replace_vae(tensors, _load_fitting_vae(choice.vae))
+        tensors = replace_vae(tensors, load_fitting_vae(choice.vae))
     try:
         spec = infer_spec(shapes_of(tensors), hints=file.hints)
         model = assemble(
@@ -86,9 +86,13 @@ def require_trainable(model: DiffusionModel) -> DiffusionModel:
     return model
 
 
-def _load_fitting_vae(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a VAE; VaeError, naming it, if it does not fit."""
-    tensors = load_vae(path)
+def load_fitting_vae(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a VAE in safetensors under ldm's names; VaeError, naming it, if it cannot be used."""
+    return require_fitting_vae(path, load_vae(path))
+
+
+def require_fitting_vae(path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors, which were read from `path`; VaeError, naming it, if they are not those of a whole VAE for SD."""
     try:
         check_vae(shapes_of(tensors))
     except ModelError as reason:

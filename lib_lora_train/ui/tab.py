@@ -203,9 +203,8 @@ class _Wiring:
         try:
             return self._restored()
         except HostError as error:
-            unchanged = [gr.update()] * (
-                len(self.fields) + 3
-            )  # with what shows the dataset and the check, and the mark
+            outputs = len(self.fields) + 3  # also the dataset, the check and the mark
+            unchanged = [gr.update()] * outputs
             return [*unchanged, problem_list([Problem("error", "", str(error))]), gr.update()]
 
     @_serialised

@@ -135,7 +135,7 @@ def argument_text(value: Any) -> str:
 
 
 def _duration(value: float) -> float | int:
-    """A share as a decimal number, and a number of steps as a whole one: so sd-scripts tells them apart."""
+    """A share as a decimal number, a number of steps as a whole one: sd-scripts tells them apart by that."""
     return value if value < 1 else int(value)
 
 
